@@ -1,0 +1,90 @@
+"""Every key of every job, with its default. Other configs import this one and change a few keys."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.job = "train"  # train | evaluate | label | prepare | study
+  c.task = "pretrain"  # which file of cwm_jax/tasks
+  c.seed = 0
+  c.total = "1000 steps"  # steps, examples, epochs: how long to train; fixes the schedules
+  c.stop_after = ""  # leave early but cleanly: "8 minutes", "500 steps"; "" runs to the end
+  c.init_from = ""  # a workdir or weights file whose parameters start this run; "" for scratch
+
+  c.model = m = ConfigDict()
+  m.image_hw = (256, 256)  # pixels the predictor sees
+  m.patch = 8
+  m.mask_ratio = 0.9  # share of frame 2's patches that is hidden
+  m.masking = "drop"  # drop: the encoder sees visible tokens only
+  m.positions = "learned"  # learned | rotary (with fixed sine tables)
+  m.encoder_width, m.encoder_depth, m.encoder_heads = 768, 12, 12
+  m.decoder_width, m.decoder_depth, m.decoder_heads = 384, 4, 6
+  m.mlp_ratio = 4.0
+  m.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters stay float32
+  m.attention_impl = ""  # "" lets JAX choose; xla | cudnn
+  m.remat = "none"  # none | dots | full: what the backward pass recomputes
+
+  c.pretrain = p = ConfigDict()
+  p.loss_on = "hidden"  # hidden | all patches of frame 2
+  p.target = "raw"  # raw | normalised: per-patch zero mean, unit variance
+
+  c.optim = o = ConfigDict()
+  o.peak_lr = 1.5e-4  # at batch 256 when scale_lr, else as it stands
+  o.scale_lr = False  # multiply by batch / 256
+  o.final_lr_ratio = 0.0  # end of the cosine, as a share of the peak
+  o.warmup = "0 steps"
+  o.b1, o.b2, o.eps = 0.9, 0.95, 1e-8
+  o.weight_decay = 0.05
+  o.decay_exclude = r"bias|scale|positions|mask_token"  # paths that are never decayed
+  o.freeze = ""  # regex of paths that are never updated
+  o.clip_norm = 0.0  # global gradient norm; 0 never clips
+  o.accumulate = 1  # micro-batches a step
+  o.ema_decay = 0.0  # 0 keeps no average
+
+  c.data = d = ConfigDict()
+  d.batch_size = 64  # pairs a step, all devices and processes together
+  d.num_workers = 0  # Grain worker processes in each process
+  d.prefetch = 2  # batches made ahead
+  d.crop = "random"  # random | centre, of video frames
+  d.flip = True  # mirror video pairs left to right at random
+  d.epoch_examples = 0  # size of an epoch for "epochs" durations; 0 takes the sources' own
+  # Sources of a mixture: a batch comes from one source, drawn by weight. Weight 0 is not opened.
+  d.sources = s = ConfigDict()
+  s.scenes = ConfigDict(
+    dict(
+      weight=1.0,
+      first_seed=1_000_000,  # scene i of the run has seed first_seed + i; test sets lie below
+      curriculum=((0, "worlds"),),  # (pairs seen, preset of data/procedural.py), ascending
+      fade=20_000,  # pairs over which one preset gives way to the next
+      max_objects=8,
+      texture_size=0,  # texels a side of a layer's texture; 0 takes the image's own side
+      photos="",  # folder of photographs to use as textures
+    )
+  )
+  s.video = ConfigDict(dict(weight=0.0, paths="", gap_ms=150.0))  # folder, list file or file
+  s.frames = ConfigDict(dict(weight=0.0, paths="", gap=1))  # folder of frame folders; gap in frames
+  s.tfds = ConfigDict(dict(weight=0.0, name="", split="train", data_dir="", gap=1))
+
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1))  # devices an axis; -1 takes what is left
+  # (regex on the parameter's path, axes): first match wins; "fsdp" goes on the largest axis that divides.
+  c.sharding = ((".*", "fsdp"),)
+
+  c.checkpoint = k = ConfigDict()
+  k.every = "1000 steps"
+  k.minutes = 10.0  # and at least this often
+  k.keep = 2  # newest ones kept
+  k.keep_every = 0  # and every so many steps for good; 0 never
+
+  c.log = g = ConfigDict()
+  g.every = "50 steps"
+  g.images_every = "1000 steps"  # pictures of predictions
+  g.eval_every = "1000 steps"  # read-out on held-out scenes
+  g.eval_scenes = 64
+  g.eval_masks = 4
+  g.peak_tflops = 0.0  # of one device, for utilisation; 0 looks the device up
+  c.profile_steps = 0
+  c.debug_nans = False
+  return c

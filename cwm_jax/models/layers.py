@@ -1,0 +1,132 @@
+"""Transformer parts shared by the predictors: positions, attention, blocks, the scanned stack."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+REMAT_POLICIES = ("none", "full", "dots")
+
+
+def grid_yx(grid_hw: tuple[int, int]) -> Float[Array, "n 2"]:
+  """(row, column) of every patch, raster order, in patches."""
+  y, x = jnp.meshgrid(jnp.arange(grid_hw[0]), jnp.arange(grid_hw[1]), indexing="ij")
+  return jnp.stack([y, x], axis=-1).reshape(-1, 2).astype(jnp.float32)
+
+
+def sine_positions(grid_hw: tuple[int, int], width: int) -> Float[Array, "n width"]:
+  """Fixed 2-D sine and cosine table: half the channels for the row, half for the column.
+
+  Raises:
+    ValueError: `width` is not a multiple of 4.
+  """
+  if width % 4:
+    raise ValueError(f"sine positions need a width that is a multiple of 4, not {width}")
+  freqs = 1.0 / 10000.0 ** (jnp.arange(width // 4) / (width // 4))
+  angles = grid_yx(grid_hw)[:, :, None] * freqs
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(-1, width)
+
+
+def rotary_table(
+  grid_hw: tuple[int, int], head_dim: int, *, base: float = 100.0
+) -> Float[Array, "n half 2"]:
+  """(cos, sin) of the rotation of each channel pair; the row turns one half, the column the other.
+
+  Both frames use the same table, so that equal positions in two frames are at relative offset zero.
+
+  Raises:
+    ValueError: `head_dim` is not a multiple of 4.
+  """
+  if head_dim % 4:
+    raise ValueError(f"rotary positions need a head size that is a multiple of 4, not {head_dim}")
+  freqs = base ** -(jnp.arange(head_dim // 4) / (head_dim // 4))
+  angles = (grid_yx(grid_hw)[:, :, None] * freqs).reshape(-1, head_dim // 2)
+  return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rotate(x: Float[Array, "b n heads d"], table: Float[Array, "b n half 2"]):
+  """Turns the channel pairs (i, i + d/2) of queries or keys by their positions' angles."""
+  first, second = jnp.split(x, 2, axis=-1)
+  cos, sin = table[:, :, None, :, 0].astype(x.dtype), table[:, :, None, :, 1].astype(x.dtype)
+  return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention, with rotary positions where a table is given."""
+
+  heads: int
+  attention_impl: str | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n c"], rotary=None) -> Float[Array, "b n c"]:
+    b, n, c = x.shape
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    qkv = dense(3 * c, name="qkv")(x).reshape(b, n, 3, self.heads, c // self.heads)
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    if rotary is not None:
+      q, k = rotate(q, rotary), rotate(k, rotary)
+    out = jax.nn.dot_product_attention(q, k, v, implementation=self.attention_impl)
+    return dense(c, name="proj")(out.reshape(b, n, c))
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block: x + attention(norm(x)), x + mlp(norm(x)); exact GELU."""
+
+  heads: int
+  mlp_ratio: float = 4.0
+  attention_impl: str | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n c"], rotary=None):
+    c = x.shape[-1]
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    # Norms run in float32 whatever the compute dtype: their sums lose the signal in bfloat16.
+    norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
+    attention = Attention(self.heads, self.attention_impl, self.dtype, name="attn")
+    x = x + attention(norm(name="norm1")(x).astype(self.dtype), rotary)
+    y = dense(int(c * self.mlp_ratio), name="fc1")(norm(name="norm2")(x).astype(self.dtype))
+    y = dense(c, name="fc2")(nn.gelu(y, approximate=False))
+    return x + y
+
+
+class _ScanBlock(Block):
+  """`Block` in the form `nn.scan` wants: (carry, broadcast) -> (carry, None)."""
+
+  @nn.compact
+  def __call__(self, x, rotary=None):
+    return Block.__call__(self, x, rotary), None
+
+
+class Stack(nn.Module):
+  """`depth` blocks under one `nn.scan`; their parameters are stacked along axis 0."""
+
+  depth: int
+  heads: int
+  mlp_ratio: float = 4.0
+  attention_impl: str | None = None
+  dtype: jnp.dtype = jnp.float32
+  remat: str = "none"
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n c"], rotary=None) -> Float[Array, "b n c"]:
+    block = _ScanBlock
+    if self.remat not in REMAT_POLICIES:
+      raise ValueError(f"model.remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+    if self.remat != "none":
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      block = nn.remat(block, prevent_cse=False, policy=policy if self.remat == "dots" else None)
+    scanned = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=self.depth,
+    )
+    blocks = scanned(self.heads, self.mlp_ratio, self.attention_impl, self.dtype, name="blocks")
+    return blocks(x, rotary)[0]

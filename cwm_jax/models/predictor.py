@@ -1,0 +1,160 @@
+"""Psi-RGB: a two-frame masked autoencoder that sees frame 1 and a few patches of frame 2.
+
+`masking="drop"` encodes visible tokens only (VideoMAE's design, the paper's text).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from cwm_jax.models import layers
+from cwm_jax.types import Prediction
+
+
+def patchify(frames: Float[Array, "*b h w 3"], patch: int) -> Float[Array, "*b n d"]:
+  """Splits images into raster-ordered patches; inside a patch row-major pixels, channel fastest."""
+  *b, h, w, c = frames.shape
+  x = frames.reshape(*b, h // patch, patch, w // patch, patch, c)
+  return jnp.swapaxes(x, -4, -3).reshape(*b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(
+  patches: Float[Array, "*b n d"], grid_hw: tuple[int, int], patch: int
+) -> Float[Array, "*b h w 3"]:
+  """Inverse of `patchify`."""
+  *b, _, d = patches.shape
+  gh, gw = grid_hw
+  x = patches.reshape(*b, gh, gw, patch, patch, d // patch**2)
+  return jnp.swapaxes(x, -4, -3).reshape(*b, gh * patch, gw * patch, d // patch**2)
+
+
+class Predictor(nn.Module):
+  """Predicts frame 2 from frame 1 and the visible patches of frame 2.
+
+  Attributes:
+    patch: patch side in pixels; image sides must be multiples of it.
+    grid_hw: patches per column and per row; only learned positions are tied to it.
+    masking: "drop".
+    positions: "learned", or "rotary" (2-D rotary in attention, each frame counted from its own corner,
+      and fixed sine tables added to the tokens of encoder and decoder).
+    attention_impl: passed to `jax.nn.dot_product_attention` (None, "xla", "cudnn").
+    remat: "none", "full", or "dots" (keep matrix products, recompute the rest).
+    dtype: compute dtype; parameters and norms are float32.
+  """
+
+  patch: int = 8
+  grid_hw: tuple[int, int] = (32, 32)
+  masking: str = "drop"
+  positions: str = "learned"
+  encoder_width: int = 768
+  encoder_depth: int = 12
+  encoder_heads: int = 12
+  decoder_width: int = 384
+  decoder_depth: int = 4
+  decoder_heads: int = 6
+  mlp_ratio: float = 4.0
+  attention_impl: str | None = None
+  remat: str = "none"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    frames: Float[Array, "b 2 h w 3"],
+    mask: Bool[Array, "b 2 gh gw"],
+    *,
+    num_visible: int,
+  ) -> Prediction:
+    """One prediction for each pair.
+
+    Args:
+      frames: ImageNet-normalised.
+      mask: True where a patch is hidden; frame 1 is wholly visible.
+      num_visible: how many patches of both frames together are visible; the same for every pair,
+        static under jit.
+
+    Returns:
+      The predicted frame 2 (0 on revealed patches) and frame 1's encoder tokens.
+
+    Raises:
+      ValueError: sizes that do not fit, or an unknown `masking` or `positions`.
+    """
+    b, _, h, w, _ = frames.shape
+    gh, gw = self._check(h, w, mask.shape)
+    n = gh * gw
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
+    stack = partial(
+      layers.Stack,
+      mlp_ratio=self.mlp_ratio,
+      attention_impl=self.attention_impl,
+      dtype=self.dtype,
+      remat=self.remat,
+    )
+    hidden = mask.reshape(b, 2 * n)
+    # A stable sort of the flags lists visible tokens first, each group in raster order.
+    order = jnp.argsort(hidden, axis=1, stable=True)
+    restore = jnp.argsort(order, axis=1)
+    shown = order[:, :num_visible]
+
+    tokens = dense(self.encoder_width, name="patch_embed")(
+      patchify(frames, self.patch).reshape(b, 2 * n, -1).astype(self.dtype)
+    )
+    tokens = tokens + self._positions("encoder_positions", (gh, gw), self.encoder_width)
+    tokens = jnp.take_along_axis(tokens, shown[:, :, None], axis=1)
+    rotary = self._rotary((gh, gw), self.encoder_width // self.encoder_heads)
+    shown_rotary = None if rotary is None else rotary[shown]
+    tokens = stack(self.encoder_depth, self.encoder_heads, name="encoder")(tokens, shown_rotary)
+    tokens = norm(name="encoder_norm")(tokens)
+
+    x = dense(self.decoder_width, name="encoder_to_decoder")(tokens.astype(self.dtype))
+    mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.decoder_width,))
+    filler = jnp.broadcast_to(
+      mask_token.astype(x.dtype), (b, 2 * n - num_visible, self.decoder_width)
+    )
+    x = jnp.take_along_axis(jnp.concatenate([x, filler], axis=1), restore[:, :, None], axis=1)
+    x = x + self._positions("decoder_positions", (gh, gw), self.decoder_width)
+    rotary = self._rotary((gh, gw), self.decoder_width // self.decoder_heads)
+    if rotary is not None:
+      rotary = jnp.broadcast_to(rotary, (b, *rotary.shape))
+    x = stack(self.decoder_depth, self.decoder_heads, name="decoder")(x, rotary)
+    x = norm(name="decoder_norm")(x[:, n:])
+    # The head's output is read as pixels: keep it in float32.
+    pixels = nn.Dense(self.patch**2 * 3, dtype=jnp.float32, name="head")(x)
+    pixels = jnp.where(hidden[:, n:, None], pixels, 0.0)
+    image = unpatchify(pixels, (gh, gw), self.patch)
+    return Prediction(image, tokens[:, :n].reshape(b, gh, gw, self.encoder_width))
+
+  def _check(self, h: int, w: int, mask_shape: tuple[int, ...]) -> tuple[int, int]:
+    if self.masking != "drop":
+      raise ValueError(f"model.masking is {self.masking!r}; this predictor knows 'drop'")
+    if self.positions not in ("learned", "rotary"):
+      raise ValueError(f"model.positions is {self.positions!r}; choose 'learned' or 'rotary'")
+    if h % self.patch or w % self.patch:
+      raise ValueError(f"an image of {h} x {w} does not divide into patches of {self.patch}")
+    grid = (h // self.patch, w // self.patch)
+    if self.positions == "learned" and grid != tuple(self.grid_hw):
+      raise ValueError(f"learned positions are for a grid of {self.grid_hw}, the image has {grid}")
+    if tuple(mask_shape[-2:]) != grid:
+      raise ValueError(f"the mask has {mask_shape[-2:]} patches, the image has {grid}")
+    return grid
+
+  def _positions(self, name: str, grid_hw: tuple[int, int], width: int):
+    """[1, 2n, width]: a position table for both frames, plus which frame it is."""
+    n = grid_hw[0] * grid_hw[1]
+    if self.positions == "learned":
+      table = self.param(name, nn.initializers.normal(0.02), (2 * n, width))
+      return table[None].astype(self.dtype)
+    frame = self.param(name, nn.initializers.normal(0.02), (2, width))
+    table = layers.sine_positions(grid_hw, width) + frame[:, None]
+    return table.reshape(1, 2 * n, width).astype(self.dtype)
+
+  def _rotary(self, grid_hw: tuple[int, int], head_dim: int):
+    if self.positions != "rotary":
+      return None
+    table = layers.rotary_table(grid_hw, head_dim)
+    return jnp.concatenate([table, table])

@@ -1,0 +1,129 @@
+"""The data that flows through the house: shapes, ranges and coordinate order, stated once.
+
+Everything here is a `NamedTuple`, so everything is a JAX pytree. Batch axes are written `B` (pairs),
+`N` (points), `T` (frames); images are `[H, W, 3]`, RGB.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any  # a numpy or jax array; shapes stand beside each field
+
+
+class FramePair(NamedTuple):
+  """A batch of frame pairs, with the truth where it is known.
+
+  frames:   float32 [B, 2, H, W, 3], RGB in [0, 1].
+  flow_xy:  float32 [B, H, W, 2], pixels, (dx, dy) from frame 1 to frame 2, or None.
+  visible:  bool [B, H, W], True where the frame-1 pixel can be seen in frame 2, or None.
+  segments: int32 [B, H, W], index of the layer seen at each frame-1 pixel (0: background), or None.
+  """
+
+  frames: Array
+  flow_xy: Array | None = None
+  visible: Array | None = None
+  segments: Array | None = None
+
+
+class Prediction(NamedTuple):
+  """What a predictor says.
+
+  image:  float32 [B, h, w, 3], the predicted frame 2, ImageNet-normalised. Where the mask reveals a
+          patch the value is exactly 0 (the release's convention: only hidden patches are predicted).
+  tokens: float32 [B, gh, gw, C], the encoder's last normalised output for frame 1, or None.
+  """
+
+  image: Array
+  tokens: Array | None = None
+
+
+class Queries(NamedTuple):
+  """Points to be followed: queries_tyx float32 [N, 3], (frame index, y, x), pixels, continuous."""
+
+  queries_tyx: Array
+
+
+class Tracks(NamedTuple):
+  """Where the points went.
+
+  xy:         float32 [N, T, 2], (x, y) pixels of the video as given, continuous (a pixel's centre is
+              index + 0.5).
+  visible:    bool [N, T]; False before the query frame.
+  confidence: float32 [N, T] in [0, 1].
+  """
+
+  xy: Array
+  visible: Array
+  confidence: Array
+
+
+class PointFlow(NamedTuple):
+  """Where points of frame 1 are in frame 2.
+
+  xy:         float32 [N, 2], (x, y) pixels, continuous: destinations, not displacements.
+  visible:    bool [N].
+  confidence: float32 [N] in [0, 1].
+  """
+
+  xy: Array
+  visible: Array
+  confidence: Array
+
+
+class Response(NamedTuple):
+  """How strongly the prediction answered a mark.
+
+  heat: float32 [..., h, w], L1 over channels of (marked - clean), averaged over masks, in normalised
+        space and at the predictor's resolution.
+  peak: float32 [...], mean over masks of each mask's own maximum (the occlusion measure).
+  """
+
+  heat: Array
+  peak: Array
+
+
+class Explanation(NamedTuple):
+  """Every step of one counterfactual question, at the predictor's resolution (h, w); for pictures.
+
+  mark:        float32 [h, w, 3], what was added to the normalised frame 1.
+  marked:      float32 [h, w, 3], the marked frame 1, RGB in [0, 1].
+  masks:       bool [M, gh, gw], the masks of frame 2 (True: hidden).
+  clean:       float32 [M, h, w, 3], predictions without the mark (revealed patches shown as they are).
+  counterfact: float32 [M, h, w, 3], predictions with the mark.
+  responses:   float32 [M, h, w], each mask's L1 response.
+  mean:        float32 [h, w], the averaged response that is read out.
+  from_xy:     float32 [2], the point asked about, pixels of the frames as given.
+  to_xy:       float32 [2], the answer, same pixels.
+  visible:     bool [].
+  """
+
+  mark: Array
+  marked: Array
+  masks: Array
+  clean: Array
+  counterfact: Array
+  responses: Array
+  mean: Array
+  from_xy: Array
+  to_xy: Array
+  visible: Array
+
+
+class TrainState(NamedTuple):
+  """All that a training run needs to go on.
+
+  step:      int32 [], optimizer updates done.
+  params:    nested dict of float32 arrays.
+  opt_state: optax state.
+  ema:       like params, or None when no average is kept.
+  """
+
+  step: Array
+  params: Any
+  opt_state: Any
+  ema: Any | None
+
+
+class InputError(ValueError):
+  """Something the user gave cannot be used; the message is one sentence that says what to do."""
