@@ -1,0 +1,83 @@
+"""Strict merging: parameters fit a model by name and shape, or the difference is told."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cwm_jax.types import InputError
+
+_SHOWN = 4  # names listed on each side before "and n more"
+
+
+def check_names(
+  found: dict[str, tuple[int, ...]],
+  expected: dict[str, tuple[int, ...]],
+  *,
+  where: str,
+  excuse_missing: str = "",
+  excuse_extra: str = "",
+) -> None:
+  """Compares two tables of name -> shape.
+
+  Args:
+    found: what the file or checkpoint holds.
+    expected: what the model has.
+    where: names the origin of `found` in the message.
+    excuse_missing: regex; expected names it matches from their start may be absent.
+    excuse_extra: regex; found names it matches from their start may be left over.
+
+  Raises:
+    InputError: names on either side are unmatched, or shapes differ; both sides are listed.
+  """
+  missing = [n for n in expected if n not in found and not _excused(excuse_missing, n)]
+  extra = [n for n in found if n not in expected and not _excused(excuse_extra, n)]
+  differ = [
+    f"{n} {tuple(found[n])} for {tuple(expected[n])}"
+    for n in expected
+    if n in found and tuple(found[n]) != tuple(expected[n])
+  ]
+  sides = [("missing", missing), ("unexpected", extra), ("of another shape", differ)]
+  told = "; ".join(f"{label}: {_listed(names)}" for label, names in sides if names)
+  if told:
+    raise InputError(f"{where} does not fit the model ({told})")
+
+
+def merge(
+  params: dict[str, Any],
+  loaded: dict[str, Any],
+  *,
+  where: str,
+  excuse_missing: str = "",
+  excuse_extra: str = "",
+) -> dict[str, Any]:
+  """Takes every value of `params` that `loaded` also has from `loaded`.
+
+  Args:
+    params: flat dict name -> array, the model's own (its shapes rule).
+    loaded: flat dict name -> array, to be merged in.
+    where, excuse_missing, excuse_extra: as `check_names`.
+
+  Returns:
+    A flat dict with the names of `params`.
+
+  Raises:
+    InputError: as `check_names`.
+  """
+  check_names(
+    {name: value.shape for name, value in loaded.items()},
+    {name: value.shape for name, value in params.items()},
+    where=where,
+    excuse_missing=excuse_missing,
+    excuse_extra=excuse_extra,
+  )
+  return {name: loaded.get(name, value) for name, value in params.items()}
+
+
+def _excused(pattern: str, name: str) -> bool:
+  return bool(pattern) and re.match(pattern, name) is not None
+
+
+def _listed(names: list[str]) -> str:
+  rest = len(names) - _SHOWN
+  return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,303 @@
+"""One safetensors file per model: '/'-joined Flax paths, the config in the metadata.
+
+The file is read by the few lines below rather than by a general library, so that a broken or
+hostile file ends in a sentence: every length and offset is checked against the file's size before
+anything is allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from cwm_jax.pretrained.merge import check_names
+from cwm_jax.types import InputError
+
+_DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+_MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSIONS = 32  # numpy 1.x's limit; no parameter comes near it
+
+
+class TensorInfo(NamedTuple):
+  """One stored array: its safetensors dtype code, shape, and byte range in the file."""
+
+  dtype: str
+  shape: tuple[int, ...]
+  start: int
+  stop: int
+
+
+class Header(NamedTuple):
+  """What a weights file says about itself.
+
+  config:  the whole job config; `config["model"]` is what `models.build` takes.
+  extra:   further facts that were stored beside it (the model card's numbers); may be empty.
+  tensors: name -> TensorInfo, in the file's order.
+  """
+
+  config: dict[str, Any]
+  extra: dict[str, Any]
+  tensors: dict[str, TensorInfo]
+
+
+def save(
+  path: str | os.PathLike,
+  params: dict[str, Any],
+  config: dict[str, Any],
+  *,
+  extra: dict[str, Any] | None = None,
+  dtype: str = "float32",
+) -> Path:
+  """Writes parameters and config to one safetensors file, whole or not at all.
+
+  Args:
+    path: where to; its folder must exist.
+    params: nested dict of arrays, as Flax makes it; a leading {"params": ...} is not taken off.
+    config: JSON-ready dict with a "model" section.
+    extra: JSON-ready facts for the model card.
+    dtype: "float32" or "bfloat16", how the numbers are stored.
+
+  Returns:
+    The path written.
+
+  Raises:
+    InputError: an unknown dtype, a config that JSON cannot hold, or a path that cannot be written.
+  """
+  from safetensors.numpy import save as to_bytes
+
+  if dtype not in _STORED:
+    raise InputError(f"weights can be stored as {' or '.join(_STORED)}, not {dtype!r}")
+  flat = {
+    name: np.ascontiguousarray(np.asarray(value).astype(_STORED[dtype]))
+    for name, value in flatten(params).items()
+  }
+  try:
+    metadata = {"config": json.dumps(config), "extra": json.dumps(extra or {})}
+  except TypeError as error:
+    raise InputError(f"the config cannot be written as JSON: {error}") from None
+  path = Path(path)
+  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+  try:
+    partial.write_bytes(to_bytes(flat, metadata))
+    os.replace(partial, path)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise InputError(f"cannot write weights to {path}: {error.strerror}") from None
+  return path
+
+
+def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads a weights file.
+
+  Returns:
+    (params, config): a nested dict of float32 NumPy arrays, and the config stored with them.
+
+  Raises:
+    InputError: not a safetensors file, cut short, inconsistent, without a config, or with numbers
+      that are not finite.
+  """
+  header = read_header(path)
+  stored = np.memmap(path, mode="r")
+  flat = {}
+  for name, info in header.tensors.items():
+    values = stored[info.start : info.stop].view(_DTYPES[info.dtype]).reshape(info.shape)
+    flat[name] = np.array(values, np.float32)
+    if not np.isfinite(flat[name]).all():
+      raise InputError(f"weights file {path}: {name!r} holds values that are not finite")
+  return unflatten(flat), header.config
+
+
+def load_model(path: str | os.PathLike) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+  """Reads a weights file and builds the model that its config describes.
+
+  Returns:
+    (module, params, config): the Linen module, its parameters (checked: same names, same shapes),
+    and the config.
+
+  Raises:
+    InputError: as `load`; or the config describes no model; or parameters are missing, unexpected,
+      or of another shape.
+  """
+  params, config = load(path)
+  module, shapes = expected_shapes(config, where=f"weights file {path}")
+  found = {name: value.shape for name, value in flatten(params).items()}
+  check_names(found, shapes, where=f"weights file {path}")
+  return module, params, config
+
+
+def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[str, tuple]]:
+  """Builds the config's model and works out, without computing, which parameters it has.
+
+  Args:
+    config: a job config with a "model" section.
+    where: names the config's origin in error messages.
+
+  Returns:
+    (module, shapes): the Linen module, and name -> shape of each parameter.
+
+  Raises:
+    InputError: the "model" section lacks a key or holds a value that cannot be built.
+  """
+  import jax
+
+  from cwm_jax import models
+
+  try:
+    model = config["model"]
+    module = models.build(model)
+    h, w = model["image_hw"]
+    grid = (h // model["patch"], w // model["patch"])
+    variables = jax.eval_shape(
+      lambda key: module.init(
+        key,
+        jax.numpy.zeros((1, 2, h, w, 3)),
+        jax.numpy.zeros((1, 2, *grid), bool),
+        num_visible=2 * grid[0] * grid[1],
+      ),
+      jax.random.key(0),
+    )
+  except KeyError as error:
+    raise InputError(f"{where}: its config lacks {error}") from None
+  except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise InputError(f"{where}: its config describes no model ({reason})") from None
+  return module, {name: leaf.shape for name, leaf in flatten(variables["params"]).items()}
+
+
+def read_header(path: str | os.PathLike) -> Header:
+  """Reads and checks everything but the numbers; touches no more of the file than its header.
+
+  Raises:
+    InputError: as `load`, except for numbers that are not finite.
+  """
+  where = f"weights file {path}"
+  try:
+    size = os.stat(path).st_size
+    if os.path.isdir(path):
+      raise InputError(f"{path} is a folder; give the .safetensors file itself")
+    with open(path, "rb") as file:
+      first = file.read(8)
+      length = int.from_bytes(first, "little")
+      if len(first) < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+        raise InputError(f"{where} is not a safetensors file, or it is cut short")
+      raw = file.read(length)
+  except OSError as error:
+    raise InputError(f"{where} cannot be read: {error.strerror}") from None
+  table = _parse(raw, where)
+  metadata = table.pop("__metadata__", {})
+  tensors = _check_tensors(table, 8 + length, size, where)
+  config = _section(metadata, "config", where)
+  if not isinstance(config.get("model"), dict):
+    raise InputError(f"{where} was not written by this project: its config has no 'model' section")
+  extra = _section(metadata, "extra", where) if "extra" in metadata else {}
+  return Header(config, extra, tensors)
+
+
+def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dict to {'/'-joined path: array}.
+
+  Raises:
+    InputError: a key that is not text or holds a '/'.
+  """
+  flat = {}
+  for key, value in params.items():
+    if not isinstance(key, str) or "/" in key or not key:
+      raise InputError(f"a parameter cannot be named {key!r}")
+    name = f"{prefix}{key}"
+    flat.update(flatten(value, f"{name}/") if isinstance(value, dict) else {name: value})
+  return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+  """{'/'-joined path: array} to a nested dict; the inverse of `flatten`.
+
+  Raises:
+    InputError: one name is both an array and the folder of another.
+  """
+  nested: dict[str, Any] = {}
+  for name, value in flat.items():
+    *folders, leaf = name.split("/")
+    node = nested
+    for folder in folders:
+      node = node.setdefault(folder, {})
+      if not isinstance(node, dict):
+        raise InputError(f"parameter name {name!r} runs through another parameter")
+    if leaf in node:
+      raise InputError(f"parameter name {name!r} is used twice")
+    node[leaf] = value
+  return nested
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
+  """The header's JSON object; a key given twice is refused, since readers would disagree on it."""
+
+  def unique(pairs):
+    table = dict(pairs)
+    if len(table) != len(pairs):
+      raise InputError(f"{where} names the same tensor twice")
+    return table
+
+  try:
+    table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+  except InputError:
+    raise
+  except (ValueError, RecursionError):
+    raise InputError(f"{where} is not a safetensors file: its header is not JSON") from None
+  if not isinstance(table, dict):
+    raise InputError(f"{where} is not a safetensors file: its header is not a table")
+  return table
+
+
+def _check_tensors(
+  table: dict[str, Any], begin: int, size: int, where: str
+) -> dict[str, TensorInfo]:
+  """Turns header entries into absolute byte ranges, inside the file and without overlap."""
+  tensors = {}
+  for name, entry in table.items():
+    try:
+      code, shape = entry["dtype"], tuple(entry["shape"])
+      start, stop = entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+      raise InputError(f"{where}: the entry of {name!r} is malformed") from None
+    if not isinstance(code, str) or code not in _DTYPES:
+      raise InputError(f"{where}: {name!r} has dtype {code!r}; parameters are {', '.join(_DTYPES)}")
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+      raise InputError(f"{where}: the entry of {name!r} is malformed")
+    if len(shape) > _MAX_DIMENSIONS or math.prod(shape) * _DTYPES[code].itemsize != stop - start:
+      raise InputError(f"{where}: the shape of {name!r} does not fit its length in the file")
+    if begin + stop > size:
+      raise InputError(f"{where} is cut short: {name!r} ends beyond the file")
+    tensors[name] = TensorInfo(code, shape, begin + start, begin + stop)
+  if not tensors:
+    raise InputError(f"{where} holds no parameters")
+  end = begin
+  for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
+    if info.start < end:
+      raise InputError(f"{where}: the bytes of {name!r} overlap another tensor's")
+    end = info.stop
+  return tensors
+
+
+def _section(metadata: Any, key: str, where: str) -> dict[str, Any]:
+  text = metadata.get(key) if isinstance(metadata, dict) else None
+  if not isinstance(text, str):
+    raise InputError(f"{where} was not written by this project: it carries no {key}")
+  try:
+    section = json.loads(text)
+  except (ValueError, RecursionError):
+    section = None
+  if not isinstance(section, dict):
+    raise InputError(f"{where}: its {key} is not a JSON object")
+  return section

@@ -1,0 +1,1 @@
+"""The small weights that ship with the package, and their model cards."""

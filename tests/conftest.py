@@ -1,0 +1,45 @@
+"""What every test shares: run-time shape checks, the real-data folders, a compilation cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+# Must come before the first import of the package: annotations are checked from then on.
+install_import_hook("cwm_jax", "beartype.beartype")
+
+# Grain's worker processes read absl flags, which nothing has parsed under pytest.
+flags.FLAGS.mark_as_parsed()
+
+# Saves compile time from one run to the next; nothing depends on what is in it.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _folder_named_by(variable: str) -> Path:
+  """The folder that an environment variable names; skips the test, or fails it where CI=true."""
+  value = os.environ.get(variable, "")
+  if value and Path(value).is_dir():
+    return Path(value)
+  reason = f"set {variable} to an existing folder to run this test (it is {value!r})"
+  if os.environ.get("CI", "").lower() in ("1", "true"):
+    pytest.fail(reason)
+  pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cwm_data() -> Path:
+  """The folder of real videos, tracks and flow files."""
+  return _folder_named_by("CWM_DATA")
+
+
+@pytest.fixture(scope="session")
+def cwm_goldens() -> Path:
+  """The folder of stored reference values."""
+  return _folder_named_by("CWM_GOLDENS")
