@@ -69,7 +69,8 @@ def get_config() -> ConfigDict:
   s.tfds = ConfigDict(dict(weight=0.0, name="", split="train", data_dir="", gap=1))
 
   c.mesh = ConfigDict(dict(data=-1, fsdp=1))  # devices an axis; -1 takes what is left
-  # (regex on the parameter's path, axes): first match wins; "fsdp" goes on the largest axis that divides.
+  # (regex on the parameter's path, tactic), first match wins; "fsdp" splits the largest axis that
+  # divides, "replicated" splits nothing.
   c.sharding = ((".*", "fsdp"),)
 
   c.checkpoint = k = ConfigDict()

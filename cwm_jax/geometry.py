@@ -33,7 +33,7 @@ def pixel_centres(h: int, w: int) -> Float[Array, "h w 2"]:
 def scale_points_xy(
   points_xy: Float[Array, "*n 2"], from_hw: tuple[int, int], to_hw: tuple[int, int]
 ) -> Float[Array, "*n 2"]:
-  """Moves continuous (x, y) from an image of size `from_hw` to the same image resized to `to_hw`."""
+  """Moves continuous (x, y) from an image of size `from_hw` to the same image at `to_hw`."""
   factor = jnp.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]], points_xy.dtype)
   return points_xy * factor
 
@@ -41,7 +41,7 @@ def scale_points_xy(
 def point_to_index_yx(
   points_xy: Float[Array, "*n 2"], size_hw: tuple[int, int]
 ) -> Int[Array, "*n 2"]:
-  """The (row, column) index of the pixel that holds each continuous (x, y); clamped to the image."""
+  """The (row, column) index of the pixel that holds each (x, y); clamped to the image."""
   yx = jnp.floor(points_xy[..., ::-1]).astype(jnp.int32)
   return jnp.clip(yx, 0, jnp.array(size_hw, jnp.int32) - 1)
 
@@ -56,8 +56,8 @@ def resize(
 ) -> Float[Array, "*b h2 w2 c"]:
   """Bilinear resize, half-pixel centres (torch's `align_corners=False`).
 
-  Without `antialias` it equals torch's `F.interpolate(mode="bilinear")`; with it, shrinking averages
-  over the pixels that are dropped.
+  Without `antialias` it equals torch's `F.interpolate(mode="bilinear")`; with it, shrinking
+  averages over the pixels that are dropped.
   """
   if image.shape[-3:-1] == tuple(size_hw):
     return image

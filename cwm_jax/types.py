@@ -1,7 +1,7 @@
 """The data that flows through the house: shapes, ranges and coordinate order, stated once.
 
-Everything here is a `NamedTuple`, so everything is a JAX pytree. Batch axes are written `B` (pairs),
-`N` (points), `T` (frames); images are `[H, W, 3]`, RGB.
+Everything here is a `NamedTuple`, so everything is a JAX pytree. Batch axes are written `B`
+(pairs), `N` (points), `T` (frames); images are `[H, W, 3]`, RGB.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class FramePair(NamedTuple):
 class Prediction(NamedTuple):
   """What a predictor says.
 
-  image:  float32 [B, h, w, 3], the predicted frame 2, ImageNet-normalised. Where the mask reveals a
-          patch the value is exactly 0 (the release's convention: only hidden patches are predicted).
+  image:  float32 [B, h, w, 3], the predicted frame 2, ImageNet-normalised; exactly 0 where the mask
+          reveals a patch (the release's convention: only hidden patches are predicted).
   tokens: float32 [B, gh, gw, C], the encoder's last normalised output for frame 1, or None.
   """
 
@@ -47,8 +47,8 @@ class Queries(NamedTuple):
 class Tracks(NamedTuple):
   """Where the points went.
 
-  xy:         float32 [N, T, 2], (x, y) pixels of the video as given, continuous (a pixel's centre is
-              index + 0.5).
+  xy:         float32 [N, T, 2], (x, y) pixels of the video as given, continuous (a pixel's centre
+              is index + 0.5).
   visible:    bool [N, T]; False before the query frame.
   confidence: float32 [N, T] in [0, 1].
   """
@@ -74,8 +74,8 @@ class PointFlow(NamedTuple):
 class Response(NamedTuple):
   """How strongly the prediction answered a mark.
 
-  heat: float32 [..., h, w], L1 over channels of (marked - clean), averaged over masks, in normalised
-        space and at the predictor's resolution.
+  heat: float32 [..., h, w], L1 over channels of (marked - clean), averaged over masks, in
+        normalised space and at the predictor's resolution.
   peak: float32 [...], mean over masks of each mask's own maximum (the occlusion measure).
   """
 
@@ -89,7 +89,7 @@ class Explanation(NamedTuple):
   mark:        float32 [h, w, 3], what was added to the normalised frame 1.
   marked:      float32 [h, w, 3], the marked frame 1, RGB in [0, 1].
   masks:       bool [M, gh, gw], the masks of frame 2 (True: hidden).
-  clean:       float32 [M, h, w, 3], predictions without the mark (revealed patches shown as they are).
+  clean:       float32 [M, h, w, 3], predictions without the mark (revealed patches as they are).
   counterfact: float32 [M, h, w, 3], predictions with the mark.
   responses:   float32 [M, h, w], each mask's L1 response.
   mean:        float32 [h, w], the averaged response that is read out.

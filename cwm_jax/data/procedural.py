@@ -1,8 +1,8 @@
 """Procedural scenes: layered worlds in motion, drawn in NumPy from one integer seed a scene.
 
 A scene is a dict of small arrays. `rendering.render` turns it into pictures and exact truth on the
-device. Layer 0 is the background, seen by a moving camera; layers 1.. are objects, the last in front.
-Lengths are shares of the image's shorter side, positions are (x, y) from the image's centre, y down.
+device. Layer 0 is the background, seen by a moving camera; layers 1.. are objects, the last one in
+front. Lengths are shares of the image's shorter side; positions are (x, y) from its centre, y down.
 Only `Generator.random` is used, whose stream NumPy keeps, so a seed means the same scene for good.
 """
 
@@ -70,7 +70,7 @@ PRESETS = {
 
 
 def scenes_test_v1() -> tuple[list[int], Preset]:
-  """Seeds and preset of the frozen test set: 500 scenes, rendered at 256 with 256 texels a layer."""
+  """Seeds and preset of the frozen test set: 500 scenes, drawn at 256 with 256 texels a layer."""
   text = resources.files("cwm_jax.data").joinpath("scenes_test_v1.txt").read_text()
   return [int(line) for line in text.split()], PRESETS["scenes-test-v1"]
 
@@ -262,7 +262,7 @@ def _draw_object(draw: _Draw, preset: Preset, tau: np.ndarray):
   for t, (x, y) in zip(tau, centre):
     c, s, z = math.cos(angle + turn * t), math.sin(angle + turn * t), math.exp(zoom * t)
     poses.append([[z * c, -z * s, x], [z * s, z * c, y], [0, 0, 1]])
-  # Bending: a shift of up to `deform` of the radius; its slope stays below 1/2, so it can be undone.
+  # Bending shifts by up to `deform` of the radius; its slope stays below 1/2, so it can be undone.
   bend = draw.signed(preset.deform) * radius * draw.chance(0.5)
   cycles = 0.5 / (2 * radius)
   waves = [cycles, cycles, draw.uniform(0, 2 * math.pi), draw.uniform(0, 2 * math.pi)]

@@ -1,7 +1,8 @@
 """Procedural scenes to pictures and exact truth, in jitted JAX on the device.
 
-A pixel asks every layer "where am I on your plane, and am I inside?"; the front-most answer is seen.
-The same question, asked of points, gives flow, visibility and tracks, so truth and picture agree.
+A pixel asks every layer "where am I on your plane, and am I inside?"; the front-most answer is
+seen. The same question, asked of points, gives flow, visibility and tracks, so that truth and
+picture agree.
 """
 
 from __future__ import annotations

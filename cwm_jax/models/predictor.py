@@ -39,8 +39,8 @@ class Predictor(nn.Module):
     patch: patch side in pixels; image sides must be multiples of it.
     grid_hw: patches per column and per row; only learned positions are tied to it.
     masking: "drop".
-    positions: "learned", or "rotary" (2-D rotary in attention, each frame counted from its own corner,
-      and fixed sine tables added to the tokens of encoder and decoder).
+    positions: "learned", or "rotary" (2-D rotary in attention, each frame counted from its own
+      corner, and fixed sine tables added to the tokens of encoder and decoder).
     attention_impl: passed to `jax.nn.dot_product_attention` (None, "xla", "cudnn").
     remat: "none", "full", or "dots" (keep matrix products, recompute the rest).
     dtype: compute dtype; parameters and norms are float32.
@@ -68,6 +68,7 @@ class Predictor(nn.Module):
     mask: Bool[Array, "b 2 gh gw"],
     *,
     num_visible: int,
+    keep_revealed: bool = False,
   ) -> Prediction:
     """One prediction for each pair.
 
@@ -76,6 +77,7 @@ class Predictor(nn.Module):
       mask: True where a patch is hidden; frame 1 is wholly visible.
       num_visible: how many patches of both frames together are visible; the same for every pair,
         static under jit.
+      keep_revealed: leave the prediction of revealed patches in the image (for a loss on all of them).
 
     Returns:
       The predicted frame 2 (0 on revealed patches) and frame 1's encoder tokens.
@@ -125,7 +127,8 @@ class Predictor(nn.Module):
     x = norm(name="decoder_norm")(x[:, n:])
     # The head's output is read as pixels: keep it in float32.
     pixels = nn.Dense(self.patch**2 * 3, dtype=jnp.float32, name="head")(x)
-    pixels = jnp.where(hidden[:, n:, None], pixels, 0.0)
+    if not keep_revealed:
+      pixels = jnp.where(hidden[:, n:, None], pixels, 0.0)
     image = unpatchify(pixels, (gh, gw), self.patch)
     return Prediction(image, tokens[:, :n].reshape(b, gh, gw, self.encoder_width))
 
