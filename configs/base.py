@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     dict(
       weight=1.0,
       first_seed=1_000_000,  # scene i of the run has seed first_seed + i; test sets lie below
-      curriculum=((0, "worlds"),),  # (pairs seen, preset of data/procedural.py), ascending
+      curriculum=((0, "worlds"),),  # (pairs seen, preset or ((preset, weight), ...)), ascending
       fade=20_000,  # pairs over which one preset gives way to the next
       max_objects=8,
       texture_size=0,  # texels a side of a layer's texture; 0 takes the image's own side
@@ -66,7 +66,10 @@ def get_config() -> ConfigDict:
   )
   s.video = ConfigDict(dict(weight=0.0, paths="", gap_ms=150.0))  # folder, list file or file
   s.frames = ConfigDict(dict(weight=0.0, paths="", gap=1))  # folder of frame folders; gap in frames
-  s.tfds = ConfigDict(dict(weight=0.0, name="", split="train", data_dir="", gap=1))
+  # feature: the field that holds the video; "" takes the first of video, frames, images.
+  s.tfds = ConfigDict(
+    dict(weight=0.0, name="", split="train", data_dir="", feature="", gap=1)  # gap in frames
+  )
 
   c.mesh = ConfigDict(dict(data=-1, fsdp=1))  # devices an axis; -1 takes what is left
   # (regex on the parameter's path, tactic), first match wins; "fsdp" splits the largest axis that

@@ -1,0 +1,108 @@
+"""Image files and folders of frames, read as RGB uint8 with one sentence for whatever is wrong.
+
+Called by the frame-folder source, the readers of truth and the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from cwm_jax.types import InputError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"})
+
+# Four times an 8K frame: larger headers are damage, and would be paid for in memory.
+MAX_PIXELS = 2**27
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+  """A path as it can be printed: bytes of its name that are not text are written as escapes."""
+  return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
+def natural_key(path: str | os.PathLike[str]) -> list:
+  """Sorts frame2 before frame10."""
+  parts = re.split(r"([0-9]+)", os.fspath(path))
+  # Text and numbers alternate, so entries of two keys are comparable place by place.
+  return [int(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
+def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
+  """Reads one image file as RGB, turned upright by its EXIF orientation.
+
+  Raises:
+    InputError: the file is missing, is no image, is cut off, or is larger than 2**27 pixels.
+  """
+  name = shown(path)
+  if not os.path.exists(path):
+    raise InputError(f"{name} does not exist")
+  if not os.path.isfile(path):
+    raise InputError(f"{name} is not a file; an image file is needed")
+  try:
+    # Pillow warns of large images; the limit below refuses those that are too large.
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      with Image.open(path) as image:
+        if image.width * image.height > MAX_PIXELS:
+          raise InputError(f"{name} claims {image.width}x{image.height} pixels, which is too large")
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+  except InputError:
+    raise
+  # Pillow's decoders raise almost anything on damaged files (SyntaxError, struct.error, ...).
+  except Exception as error:
+    raise InputError(f"{name} cannot be read as an image: {error}") from error
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[str]:
+  """Paths of the image files directly in a folder, in natural order; hidden files are left out.
+
+  Raises:
+    InputError: the folder is missing, cannot be listed, or is not a folder.
+  """
+  if not os.path.isdir(folder):
+    kind = "is not a folder" if os.path.exists(folder) else "does not exist"
+    raise InputError(f"{shown(folder)} {kind}; a folder of frames is needed")
+  try:
+    names = os.listdir(folder)
+  except OSError as error:
+    raise InputError(f"{shown(folder)} cannot be listed: {error.strerror}") from error
+  kept = [
+    name
+    for name in names
+    if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+  ]
+  return [os.path.join(folder, name) for name in sorted(kept, key=natural_key)]
+
+
+def read_frames(folder: str | os.PathLike[str]) -> UInt8[np.ndarray, "t h w 3"]:
+  """Reads a folder of frames, in natural order of their names.
+
+  Raises:
+    InputError: there are no frames, one cannot be read, or their sizes differ.
+  """
+  paths = list_images(folder)
+  if not paths:
+    raise InputError(f"{shown(folder)} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+  return stack_frames([read_image(path) for path in paths], paths)
+
+
+def stack_frames(frames: list[np.ndarray], paths: list[str]) -> UInt8[np.ndarray, "t h w 3"]:
+  """Stacks frames of one size.
+
+  Raises:
+    InputError: sizes differ; names the first frame that does.
+  """
+  for frame, path in zip(frames, paths):
+    if frame.shape != frames[0].shape:
+      sizes = [f"{f.shape[1]}x{f.shape[0]}" for f in (frame, frames[0])]
+      raise InputError(
+        f"{shown(path)} is {sizes[0]} while {shown(paths[0])} is {sizes[1]}; frames need one size"
+      )
+  return np.stack(frames)
