@@ -1,0 +1,230 @@
+"""Checkpoints of {training state, data iterator}, and the config they belong to.
+
+Layout of a workdir: `config.json`; `checkpoints/<step>/{state,data}` (Orbax); a checkpoint that
+could not be read is moved to `unreadable/`, never deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from cwm_jax.types import InputError
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+# A resumed run may change these: where it runs, how long, how often it reports; not what it learns.
+_FREE = re.compile(
+  r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh)\..*|sharding"
+  r"|data\.prefetch|optim\.accumulate|model\.(remat|attention_impl)"
+)
+
+
+class Checkpoints:
+  """The checkpoints of one workdir.
+
+  Args:
+    workdir: see the module's docstring for what lies in it.
+    keep: how many of the newest are kept.
+    keep_every: multiples of this step are kept for good; 0 keeps none.
+
+  Raises:
+    InputError: the folder cannot be written.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, *, keep: int = 2, keep_every: int = 0):
+    self._workdir = Path(workdir).absolute()
+    check_writable(self._workdir)
+    policies = [ocp.training.preservation_policies.LatestN(max(1, keep))]
+    if keep_every:
+      policies.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
+    # The loop says when to save; the library's own decision would drop some of those.
+    self._manager = ocp.training.Checkpointer(
+      self._workdir / CHECKPOINTS,
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(policies),
+      # A save that was cut short left a temporary folder: it was never a checkpoint.
+      cleanup_tmp_directories=True,
+    )
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps that have a finished checkpoint, ascending."""
+    return [checkpoint.step for checkpoint in self._manager.checkpoints]
+
+  def save(self, step: int, state: Any, iterator: Any) -> None:
+    """Starts saving; returns as soon as the device arrays are copied and the iterator is noted."""
+    if step in self.steps:
+      return
+    self._manager.save_checkpointables_async(step, dict(state=state, data=iterator), force=True)
+
+  def restore(self, abstract_state: Any, iterator: Any) -> Any | None:
+    """The newest state that can be read, with `iterator` set to where it was; None without any.
+
+    Args:
+      abstract_state: tree of `ShapeDtypeStruct` with shardings.
+      iterator: a fresh iterator of the same pipeline; restored in place.
+
+    Raises:
+      InputError: there are checkpoints and none can be read.
+    """
+    reasons = []
+    for step in reversed(self.steps):
+      try:
+        wanted = dict(state=abstract_state, data=iterator)
+        state = self._manager.load_checkpointables(step, wanted)["state"]
+      # Orbax raises many types, some its own, for a file that is damaged.
+      except Exception as error:
+        reasons.append((step, _first_line(error)))
+        log.warning(
+          "checkpoint of step %d cannot be read (%s); trying the one before", *reasons[-1]
+        )
+        continue
+      self._set_aside([step for step, _ in reasons])
+      return state
+    if reasons:
+      told = "; ".join(f"step {step}: {reason}" for step, reason in reasons)
+      raise InputError(
+        f"none of the checkpoints in {self._workdir / CHECKPOINTS} can be read ({told}); "
+        "restore a copy, or give a new workdir"
+      )
+    return None
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk."""
+    self._manager.wait()
+
+  def close(self) -> None:
+    """Waits and releases threads."""
+    self._manager.close()
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Moves unreadable checkpoints away, so that the run can save at the same steps again."""
+    if steps and jax.process_index() == 0:
+      folder = self._workdir / "unreadable"
+      folder.mkdir(exist_ok=True)
+      for step in steps:
+        target = folder / f"{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(self._workdir / CHECKPOINTS / f"{step}", target)
+    if steps:
+      self._manager.reload()
+
+
+def check_writable(workdir: str | os.PathLike) -> None:
+  """Makes the folder if it is not there.
+
+  Raises:
+    InputError: it cannot be made or written to.
+  """
+  workdir = Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / f".writable.{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+
+
+def keep_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
+  """Compares `config` with the one the workdir's checkpoints were made with, then writes it down.
+
+  A key that the older config lacks is not compared; `total` may change, with a line in the log.
+
+  Args:
+    workdir: holds `config.json` if it was used before.
+    config: JSON-ready nested dict.
+
+  Raises:
+    InputError: a key that shapes the model, its optimizer or its data has changed.
+  """
+  path = Path(workdir) / CONFIG
+  text = json.dumps(config, indent=1)
+  if path.exists() and any((Path(workdir) / CHECKPOINTS).glob("[0-9]*")):
+    before, after = _flat(read_config(workdir)), _flat(json.loads(text))
+    changed = [
+      key
+      for key in sorted(before | after)
+      if key in before and before[key] != after.get(key) and not _FREE.fullmatch(key)
+    ]
+    if "total" in changed:
+      changed.remove("total")
+      log.info("total was %s and is now %s: schedules follow", before["total"], after["total"])
+    if changed:
+      told = ", ".join(f"{key} ({before[key]!r} -> {after.get(key)!r})" for key in changed)
+      raise InputError(
+        f"workdir {workdir} was begun with another config: {told}; "
+        "change it back, or start a new workdir with init_from set to this one"
+      )
+  if jax.process_index() == 0:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n")
+    os.replace(partial, path)
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+  """The config a workdir was last run with.
+
+  Raises:
+    InputError: there is none, or it is not JSON.
+  """
+  path = Path(workdir) / CONFIG
+  try:
+    return json.loads(path.read_text())
+  except OSError as error:
+    raise InputError(f"{path} cannot be read ({error.strerror}): is it a workdir?") from None
+  except ValueError:
+    raise InputError(f"{path} is not JSON") from None
+
+
+def load_params(workdir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The newest readable parameters of a training run; the running average where one is kept.
+
+  Returns:
+    (params, config): a nested dict of float32 NumPy arrays and the run's config.
+
+  Raises:
+    InputError: not a workdir, or no checkpoint that can be read.
+  """
+  workdir = Path(workdir).absolute()
+  config = read_config(workdir)
+  found = (workdir / CHECKPOINTS).glob("*")
+  steps = sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
+  for step in steps:
+    try:
+      folder = workdir / CHECKPOINTS / f"{step}"
+      state = ocp.load_checkpointables(folder, dict(state=None))["state"]
+      chosen = state.get("ema") or state["params"]
+      return jax.tree.map(lambda x: np.asarray(x, np.float32), chosen), config
+    # As in `restore`: any damage reads as "try the one before".
+    except Exception as error:
+      log.warning("checkpoint of step %d cannot be read (%s)", step, _first_line(error))
+  raise InputError(f"no checkpoint in {workdir / CHECKPOINTS} can be read")
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip().splitlines()
+  return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dict to {'a.b.c': value}."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat.update(_flat(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = value
+  return flat

@@ -1,0 +1,114 @@
+"""Job entry: `python -m cwm_jax.main --config configs/pretrain_tiny.py --workdir DIR`.
+
+Exit codes: 0 done or left cleanly; 2 something given cannot be used; 3 the loss is not finite.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from cwm_jax.types import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "File of configs/, optionally file:argument; keys by --config.key=value.",
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join the other processes of this job (jax.distributed.initialize)."
+)
+
+
+def main() -> None:
+  """Runs the job and exits."""
+  app.run(_run, flags_parser=_parse)
+
+
+def _run(_) -> None:
+  # The libraries' own lines at INFO would bury the progress line; --verbosity=0 shows them.
+  if not any(argument.startswith("--verbosity") for argument in sys.argv):
+    absl_logging.set_verbosity(absl_logging.WARNING)
+  logger = logging.getLogger("cwm_jax")
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+  logger.addHandler(handler)
+  logger.propagate = False
+  logger.setLevel(logging.INFO)
+  try:
+    _work(_CONFIG.value, _WORKDIR.value)
+  except InputError as error:
+    _fail(str(error), 2)
+
+
+def _work(config, workdir: str) -> None:
+  import jax
+
+  from cwm_jax import train
+
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  if jax.process_index() > 0:
+    logging.getLogger("cwm_jax").setLevel(logging.WARNING)
+  if config.job == "train":
+    try:
+      train.train(config, workdir)
+    except train.NonFiniteError as error:
+      _fail(str(error), 3)
+  elif config.job == "evaluate":
+    from cwm_jax import evaluate
+
+    evaluate.run(config, workdir)
+  else:
+    raise InputError(f"config.job is {config.job!r}; the jobs are: train, evaluate")
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; anything wrong with them is one sentence and exit code 2."""
+  try:
+    left = flags.FLAGS(argv)
+    if len(left) > 1:
+      raise InputError(f"unexpected argument {left[1]!r}: keys are set by --config.key=value")
+    for name in ("config", "workdir"):
+      if flags.FLAGS[name].value is None:
+        raise InputError(f"--{name} is needed")
+    # A file that could not be loaded complains when it is first used: use it here.
+    flags.FLAGS["config"].value.job  # noqa: B018
+    return left
+  except InputError as error:
+    _fail(str(error), 2)
+  except (AttributeError, KeyError) as error:
+    _fail(_about_key(argv, error), 2)
+  except OSError:
+    named = re.search(r"--config[= ](\S+)", " ".join(argv))
+    _fail(f"--config: there is no file {named[1].partition(':')[0] if named else ''}", 2)
+  except (flags.Error, TypeError, ValueError, ImportError) as error:
+    _fail(str(error).strip().splitlines()[0], 2)
+
+
+def _about_key(argv: list[str], error: Exception) -> str:
+  """Which --config.key is unknown, and the known key nearest to it."""
+  text = str(error)
+  unknown = re.search(r"'(\w+)", text)
+  nearest = re.search(r'Did you mean "(\w+)"', text)
+  given = re.findall(r"--config\.([\w.]+)", " ".join(argv))
+  named = next((key for key in given if unknown and unknown[1] in key.split(".")), None)
+  if named is None:
+    return text.strip("'\"")
+  return f"the config has no key {named!r}" + (f": did you mean {nearest[1]!r}?" if nearest else "")
+
+
+def _fail(sentence: str, code: int) -> None:
+  print(f"error: {sentence}", file=sys.stderr)
+  sys.exit(code)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,121 @@
+"""The optimizer: AdamW with warm-up and cosine, decay and freezing chosen by parameter path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cwm_jax import schedule
+from cwm_jax.types import InputError
+
+
+def learning_rate(
+  *, peak: float, warmup_steps: int, total_steps: int, final_ratio: float = 0.0
+) -> Callable[[Any], Any]:
+  """Linear warm-up to `peak`, then a half cosine down to `peak * final_ratio` at `total_steps`.
+
+  The returned function takes the number of updates done. The first update already has
+  peak / warmup_steps, so that it is not wasted; past the end the last value stays.
+
+  Raises:
+    InputError: the warm-up is not shorter than the whole.
+  """
+  if warmup_steps and warmup_steps >= total_steps:
+    raise InputError(
+      f"optim.warmup is {warmup_steps} steps and the run only {total_steps}: shorten the warm-up"
+    )
+
+  def rate(count):
+    count = jnp.asarray(count, jnp.float32)
+    warm = jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
+    done = jnp.clip((count - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
+    cosine = final_ratio + (1 - final_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+    return peak * warm * cosine
+
+  return rate
+
+
+def decay_mask(params: Any, exclude: str) -> Any:
+  """Like `params`, True where weight decay applies: where the path does not match `exclude`."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: not (exclude and re.search(exclude, _path_name(path))), params
+  )
+
+
+def _path_name(path: Any) -> str:
+  """A pytree path as 'encoder/blocks/fc1/kernel'."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def labels(params: Any, freeze: str) -> Any:
+  """Like `params`: "frozen" where the path matches the regex `freeze`, else "trained".
+
+  Raises:
+    InputError: `freeze` matches no parameter, or every one.
+  """
+  tree = jax.tree_util.tree_map_with_path(
+    lambda path, _: "frozen" if freeze and re.search(freeze, _path_name(path)) else "trained",
+    params,
+  )
+  kinds = set(jax.tree.leaves(tree))
+  if freeze and kinds != {"frozen", "trained"}:
+    what = "every parameter" if kinds == {"frozen"} else "no parameter"
+    raise InputError(f"optim.freeze {freeze!r} matches {what}")
+  return tree
+
+
+def make(
+  *,
+  total: int | str,
+  batch_size: int,
+  epoch_examples: int | None,
+  peak_lr: float,
+  scale_lr: bool,
+  final_lr_ratio: float,
+  warmup: int | str,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  decay_exclude: str,
+  freeze: str,
+  clip_norm: float,
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+  """Builds the optimizer from the `optim` section of a config.
+
+  Args:
+    total, warmup: durations, as `schedule.to_steps` takes them.
+    batch_size: pairs a step.
+    epoch_examples: pairs an epoch, for durations in epochs.
+    peak_lr: highest learning rate; times batch_size / 256 where `scale_lr`.
+    clip_norm: largest global norm of the trained parameters' gradient; 0 never clips.
+    The rest: see `configs/base.py`.
+
+  Returns:
+    (transformation, rate): the optax transformation, whose statistics are float32, and the learning
+    rate as a function of the number of updates done.
+
+  Raises:
+    InputError, ValueError: durations that have no step count, or a warm-up as long as the run.
+  """
+  sizes = dict(batch_size=batch_size, epoch_examples=epoch_examples)
+  rate = learning_rate(
+    peak=peak_lr * (batch_size / 256 if scale_lr else 1.0),
+    warmup_steps=schedule.to_steps(warmup, **sizes),
+    total_steps=schedule.to_steps(total, **sizes),
+    final_ratio=final_lr_ratio,
+  )
+  trained = optax.chain(
+    optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+    optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
+    optax.add_decayed_weights(weight_decay, mask=lambda tree: decay_mask(tree, decay_exclude)),
+    optax.scale_by_learning_rate(rate),
+  )
+  transforms = {"trained": trained, "frozen": optax.set_to_zero()}
+  # The wrapper stays when nothing is frozen, so that a checkpoint's layout does not depend on it.
+  return optax.partition(transforms, lambda params: labels(params, freeze)), rate

@@ -1,0 +1,143 @@
+"""The progress line and what it is made of: rates, utilisation, compilations, time left."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+# Dense bf16 peaks in TFLOP/s of one device, from the makers' data sheets; the first name contained
+# in `device_kind` (lower case) counts, so longer names stand before shorter ones.
+PEAK_TFLOPS = {
+  "b200": 2250.0,
+  "h200": 989.0,
+  "h100 pcie": 756.0,
+  "h100": 989.0,
+  "a100": 312.0,
+  "a10g": 70.0,
+  "l40s": 362.0,
+  "l4": 121.0,
+  "rtx 4090": 165.0,
+  "v100": 125.0,
+  "t4": 65.0,
+  "tpu v6": 918.0,
+  "tpu v5p": 459.0,
+  "tpu v5": 197.0,
+  "tpu v4": 275.0,
+  "tpu v3": 123.0,
+  "tpu v2": 46.0,
+}
+
+
+def peak_flops(override_tflops: float = 0.0) -> float | None:
+  """Peak FLOP/s of all devices together; None where the kind of device is not known."""
+  kind = jax.devices()[0].device_kind.lower()
+  known = next((peak for name, peak in PEAK_TFLOPS.items() if name in kind), None)
+  tflops = override_tflops or known
+  return tflops * 1e12 * jax.device_count() if tflops else None
+
+
+def matmul_flops(function: Callable, *args: Any) -> float:
+  """Floating-point operations of the matrix products in one call of `function`.
+
+  Counted in the traced program rather than asked of the compiler, whose cost analysis counts the
+  body of a scanned stack once. Recomputation under remat is not in a forward pass, so three times a
+  loss's count is the customary model FLOPs of a training step.
+
+  Args:
+    function: anything that JAX can trace.
+    args: arrays or `ShapeDtypeStruct`s.
+  """
+  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> float:
+  total = 0.0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == "dot_general":
+      (contract, _), _ = eqn.params["dimension_numbers"]
+      shape = eqn.invars[0].aval.shape
+      inner = math.prod(shape[axis] for axis in contract)
+      total += 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
+    times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+    total += times * sum(_count(sub) for sub in jax.core.jaxprs_in_params(eqn.params))
+  return total
+
+
+class CompilationCounter:
+  """Counts backend compilations in this process from its construction on."""
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+  def _hear(self, event: str, duration: float, **_: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+      self.count += 1
+
+
+class Progress:
+  """Averages metrics between reports and turns them, with the clock, into one row.
+
+  Args:
+    batch_size: pairs a step.
+    total_steps: length of the run.
+    flops_per_pair: model FLOPs of one trained pair.
+    peak: FLOP/s of all devices, or None.
+  """
+
+  def __init__(
+    self, *, batch_size: int, total_steps: int, flops_per_pair: float, peak: float | None
+  ):
+    self._batch_size, self._total_steps = batch_size, total_steps
+    self._flops_per_pair, self._peak = flops_per_pair, peak
+    self._compilations = CompilationCounter()
+    self._values: list[dict[str, float]] = []
+    self._since: tuple[int, float] | None = None
+
+  def add(self, step: int, values: dict[str, float]) -> None:
+    """Takes in the metrics of the update that led to `step`."""
+    self._values.append(values)
+    if self._since is None:
+      # The first step's time is compilation, not training.
+      self._since = (step, time.perf_counter())
+
+  def pause(self, seconds: float) -> None:
+    """Leaves out time that was not spent on training: evaluation, pictures."""
+    if self._since is not None:
+      self._since = (self._since[0], self._since[1] + seconds)
+
+  def row(self, step: int) -> dict[str, float]:
+    """Means since the last row, rates, and the number of compilations; logs the progress line."""
+    names = self._values[-1]
+    row = {name: float(np.mean([values[name] for values in self._values])) for name in names}
+    row["compilations"] = self._compilations.count
+    begun, clock = self._since
+    now = time.perf_counter()
+    line = [f"step {step}/{self._total_steps}", f"loss {row['loss']:.5f}"]
+    if step > begun and now > clock:
+      rate = (step - begun) * self._batch_size / (now - clock)
+      row["pairs_per_second"] = rate
+      line.append(f"{rate:.0f} pairs/s" if rate >= 10 else f"{rate:.2f} pairs/s")
+      if self._peak:
+        row["flops_utilisation"] = rate * self._flops_per_pair / self._peak
+        line.append(f"MFU {100 * row['flops_utilisation']:.1f} %")
+      left = (self._total_steps - step) * self._batch_size / rate
+      line.append(f"eta {format_seconds(left)}")
+    log.info("  ".join(line))
+    self._values, self._since = [], (step, now)
+    return row
+
+
+def format_seconds(seconds: float) -> str:
+  """12:05 or 3:04:05."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,167 @@
+"""Where metrics and pictures go: TensorBoard, `metrics.jsonl`, the log; all through CLU's writers.
+
+CLU imports TensorFlow for its summary writer. Where TensorFlow is absent, a module of that name
+with a writer over tensorboardX takes its place before CLU is imported; the files are the same kind.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import sys
+import types as python_types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+JSONL = "metrics.jsonl"
+
+
+def create(workdir: str | os.PathLike, *, just_logging: bool = False, resume_step: int = 0) -> Any:
+  """A CLU `MetricWriter` for this run.
+
+  Args:
+    workdir: metrics.jsonl and the TensorBoard event files go here.
+    just_logging: write to the log only (for every process but the first).
+    resume_step: rows beyond this step, left by a run that went further before it was killed, are
+      taken out, so that no step appears twice.
+  """
+  _stand_in_for_tensorflow()
+  from clu import metric_writers
+
+  logger = metric_writers.LoggingWriter()
+  if just_logging:
+    return metric_writers.AsyncMultiWriter([logger])
+  workdir = Path(workdir)
+  drop_rows_after(workdir / JSONL, resume_step)
+  board = TensorboardWriter(os.fspath(workdir), purge_step=resume_step + 1)
+  return metric_writers.AsyncMultiWriter([logger, board, JsonlWriter(workdir / JSONL)])
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+  """Rewrites a JSONL file without rows beyond `step` and without a row that was cut short."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if row["step"] <= step:
+      kept.append(line + "\n")
+  partial = path.with_name(path.name + ".partial")
+  partial.write_text("".join(kept))
+  os.replace(partial, path)
+
+
+class _Silent:
+  """The parts of CLU's writer interface that a scalar-only writer leaves out."""
+
+  def write_summaries(self, step, values, metadata=None):
+    """Raw summaries are TensorFlow's own; nothing here makes them."""
+
+  def write_images(self, step: int, images: Mapping[str, Any]):
+    """Pictures are not rows."""
+
+  def write_videos(self, step: int, videos: Mapping[str, Any]):
+    """Videos are not rows."""
+
+  def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int):
+    """There is no sound."""
+
+  def write_texts(self, step: int, texts: Mapping[str, str]):
+    """Texts are not rows."""
+
+  def write_histograms(self, step, arrays, num_buckets=None):
+    """Histograms are not rows."""
+
+  def write_hparams(self, hparams: Mapping[str, Any]):
+    """The config is in config.json."""
+
+
+class JsonlWriter(_Silent):
+  """One JSON object a step and line: {"step": 100, "loss": 0.25, ...}."""
+
+  def __init__(self, path: str | os.PathLike):
+    self._path = Path(path)
+    self._step = -1
+    self._row: dict[str, float | None] = {}
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]):
+    """Collects scalars; a step's row is written when the next step begins, or at `flush`."""
+    if step != self._step:
+      self.flush()
+    self._step = step
+    for name, value in scalars.items():
+      number = float(value)
+      # JSON has no NaN.
+      self._row[name] = number if math.isfinite(number) else None
+
+  def flush(self):
+    """Appends the row that is being collected."""
+    if self._row:
+      with open(self._path, "a") as file:
+        file.write(json.dumps({"step": self._step, **self._row}) + "\n")
+    self._row = {}
+
+  def close(self):
+    """Writes what is left."""
+    self.flush()
+
+
+class TensorboardWriter(_Silent):
+  """CLU's summary writer over tensorboardX; parameter names are CLU's, which passes keywords."""
+
+  def __init__(self, log_dir: str, *, purge_step: int | None = None):
+    from tensorboardX import SummaryWriter
+
+    # What was written beyond the step that a run goes on from is hidden by the reader.
+    self._board = SummaryWriter(log_dir, purge_step=purge_step)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]):
+    """Scalars, by name."""
+    for name, value in scalars.items():
+      self._board.add_scalar(name, float(value), step)
+
+  def write_images(self, step: int, images: Mapping[str, Any]):
+    """Images [N, H, W, C], floats in [0, 1] or uint8, by name."""
+    for name, value in images.items():
+      self._board.add_images(name, np.asarray(value), step, dataformats="NHWC")
+
+  def write_texts(self, step: int, texts: Mapping[str, str]):
+    """Texts, by name."""
+    for name, text in texts.items():
+      self._board.add_text(name, text, step)
+
+  def write_histograms(self, step: int, arrays: Mapping[str, Any], num_buckets=None):
+    """Histograms of arrays, by name."""
+    for name, array in arrays.items():
+      bins = (num_buckets or {}).get(name) or 30
+      self._board.add_histogram(name, np.asarray(array).ravel(), step, bins=bins)
+
+  def write_hparams(self, hparams: Mapping[str, Any]):
+    """The flat config, as text."""
+    rows = "\n".join(f"    {name} = {value}" for name, value in hparams.items())
+    self._board.add_text("hparams", rows, 0)
+
+  def flush(self):
+    """Pushes events to the file."""
+    self._board.flush()
+
+  def close(self):
+    """Flushes and closes the file."""
+    self._board.close()
+
+
+def _stand_in_for_tensorflow() -> None:
+  """Makes `import clu.metric_writers` work where TensorFlow is not installed."""
+  name = "clu.metric_writers.summary_writer"
+  if name not in sys.modules and importlib.util.find_spec("tensorflow") is None:
+    module = python_types.ModuleType(name)
+    module.SummaryWriter = TensorboardWriter
+    sys.modules[name] = module
