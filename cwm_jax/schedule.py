@@ -31,7 +31,7 @@ def parse_duration(duration: int | str) -> tuple[float, str]:
   """
   if isinstance(duration, (int, float)):
     return float(duration), "steps"
-  match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-z]*)\s*", duration)
+  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([a-z]*)\s*", duration)
   if not match or (match[2] and match[2] not in _UNITS):
     raise ValueError(
       f"duration {duration!r} is not understood: write a number and one of {', '.join(_UNITS)}"

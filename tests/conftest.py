@@ -10,7 +10,7 @@ from absl import flags
 from jaxtyping import install_import_hook
 
 # Must come before the first import of the package: annotations are checked from then on.
-install_import_hook("cwm_jax", "beartype.beartype")
+install_import_hook("cwm_jax", "typechecker.check")
 
 # Grain's worker processes read absl flags, which nothing has parsed under pytest.
 flags.FLAGS.mark_as_parsed()

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -76,13 +77,13 @@ def scenes_test_v1() -> tuple[list[int], Preset]:
 
 
 def preset_at(
-  index: int, curriculum: Sequence[tuple[int, str]], *, fade: int = 0, seed: int = 0
+  index: int, curriculum: Sequence[Sequence[Any]], *, fade: int = 0, seed: int = 0
 ) -> Preset:
   """The preset of the index-th scene of a run.
 
   Args:
     index: scenes seen before this one.
-    curriculum: (first index, preset name) or (first index, {name: weight}) in ascending order.
+    curriculum: (first index, preset name) or (first index, ((name, weight), ...)), ascending.
     fade: length over which a stage takes over from the one before, scene by scene.
     seed: the scene's own seed; decides which stage and which preset it gets.
 

@@ -1,0 +1,160 @@
+"""The predictor: what it may see, what it must not see, and its shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cwm_jax import models
+from cwm_jax.configs import base
+from cwm_jax.models import layers, predictor
+
+
+def tiny(**changes):
+  model = base.get_config().model
+  model.update(
+    dict(
+      image_hw=(16, 24),
+      patch=4,
+      positions="rotary",
+      encoder_width=32,
+      encoder_depth=2,
+      encoder_heads=2,
+      decoder_width=16,
+      decoder_depth=1,
+      decoder_heads=2,
+    )
+  )
+  model.update(changes)
+  return models.build(model)
+
+
+def some_input(batch=2, visible=5, seed=0):
+  """Frames [batch, 2, 16, 24, 3] and masks that show `visible` patches of frame 2."""
+  keys = jax.random.split(jax.random.key(seed), 2)
+  frames = jax.random.normal(keys[0], (batch, 2, 16, 24, 3))
+  rank = jnp.argsort(jax.random.uniform(keys[1], (batch, 24)), axis=1)
+  hidden = jnp.stack([jnp.zeros((batch, 24), bool), rank >= visible], axis=1)
+  return frames, hidden.reshape(batch, 2, 4, 6), 24 + visible
+
+
+@pytest.fixture(scope="module")
+def net_and_params():
+  net = tiny()
+  frames, mask, shown = some_input()
+  return net, net.init(jax.random.key(1), frames, mask, num_visible=shown)
+
+
+def test_patches_go_back_where_they_came_from():
+  frames = jax.random.normal(jax.random.key(0), (2, 2, 12, 20, 3))
+  patches = predictor.patchify(frames, 4)
+  assert patches.shape == (2, 2, 15, 48)
+  np.testing.assert_array_equal(patches[0, 1, 6], frames[0, 1, 4:8, 4:8].reshape(-1))
+  np.testing.assert_array_equal(predictor.unpatchify(patches, (3, 5), 4), frames)
+
+
+def test_shapes_and_zeros_on_revealed_patches(net_and_params):
+  net, params = net_and_params
+  frames, mask, shown = some_input()
+  image, tokens = net.apply(params, frames, mask, num_visible=shown)
+  assert image.shape == (2, 16, 24, 3) and image.dtype == jnp.float32
+  assert tokens.shape == (2, 4, 6, 32)
+  revealed = ~np.repeat(np.repeat(mask[:, 1], 4, 1), 4, 2)
+  assert np.all(np.asarray(image)[revealed] == 0) and np.all(np.asarray(image)[~revealed] != 0)
+
+
+def test_hidden_patches_of_frame_2_cannot_be_seen(net_and_params):
+  net, params = net_and_params
+  frames, mask, shown = some_input()
+  hidden = jnp.repeat(jnp.repeat(mask, 4, 2), 4, 3)[..., None]
+  garbled = jnp.where(hidden, 100.0, frames)
+  first = net.apply(params, frames, mask, num_visible=shown)
+  second = net.apply(params, garbled, mask, num_visible=shown)
+  np.testing.assert_array_equal(first.image, second.image)
+
+
+def test_visible_patches_of_frame_2_and_frame_1_matter(net_and_params):
+  net, params = net_and_params
+  frames, mask, shown = some_input()
+  hidden = jnp.repeat(jnp.repeat(mask, 4, 2), 4, 3)[..., None]
+  clean = net.apply(params, frames, mask, num_visible=shown).image
+  for frame in (0, 1):
+    changed = frames.at[:, frame].add(1.0)
+    changed = jnp.where(hidden, frames, changed)
+    other = net.apply(params, changed, mask, num_visible=shown).image
+    assert float(jnp.abs(other - clean).max()) > 1e-3
+
+
+def test_each_pair_of_a_batch_is_predicted_alone(net_and_params):
+  net, params = net_and_params
+  frames, mask, shown = some_input(batch=3, seed=5)
+  together = net.apply(params, frames, mask, num_visible=shown).image
+  alone = net.apply(params, frames[1:2], mask[1:2], num_visible=shown).image
+  np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
+
+
+def test_rotary_attention_depends_on_relative_positions_only():
+  """Shifting all positions leaves the products of queries and keys as they are."""
+  table = layers.rotary_table((8, 8), 16)
+  q, k = jax.random.normal(jax.random.key(2), (2, 1, 1, 1, 16))
+  at = lambda y, x: table[y * 8 + x][None, None]  # noqa: E731
+  here = (layers.rotate(q, at(1, 2)) * layers.rotate(k, at(3, 1))).sum()
+  there = (layers.rotate(q, at(4, 6)) * layers.rotate(k, at(6, 5))).sum()
+  np.testing.assert_allclose(here, there, rtol=1e-4)
+
+
+def test_rotary_weights_serve_other_image_sizes(net_and_params):
+  net, params = net_and_params
+  frames = jnp.zeros((1, 2, 32, 8, 3))
+  mask = jnp.zeros((1, 2, 8, 2), bool).at[:, 1, 1:].set(True)
+  assert net.apply(params, frames, mask, num_visible=18).image.shape == (1, 32, 8, 3)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialising_changes_no_gradient(net_and_params, remat):
+  net, params = net_and_params
+  frames, mask, shown = some_input()
+
+  def loss(params, net):
+    return (net.apply(params, frames, mask, num_visible=shown).image ** 2).sum()
+
+  plain = jax.grad(loss)(params, net)
+  again = jax.grad(loss)(params, tiny(remat=remat))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, again)
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(net_and_params):
+  _, params = net_and_params
+  frames, mask, shown = some_input()
+  half = tiny(dtype="bfloat16")
+  fresh = half.init(jax.random.key(1), frames, mask, num_visible=shown)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
+  exact = tiny().apply(params, frames, mask, num_visible=shown).image
+  rough = half.apply(params, frames, mask, num_visible=shown).image
+  assert rough.dtype == jnp.float32
+  assert float(jnp.abs(rough - exact).max()) < 0.1 * float(jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    (dict(masking="guess"), "masking"),
+    (dict(positions="none"), "positions"),
+    (dict(positions="learned", image_hw=(8, 8)), "learned positions"),
+    (dict(patch=5), "does not divide"),
+    (dict(remat="some"), "remat"),
+    (dict(encoder_heads=16), "multiple of 4"),
+  ],
+)
+def test_what_cannot_be_built_says_so(changes, said):
+  frames, mask, shown = some_input()
+  with pytest.raises(ValueError, match=said):
+    tiny(**changes).init(jax.random.key(0), frames, mask, num_visible=shown)
+
+
+def test_learned_positions_build_and_run():
+  net = tiny(positions="learned")
+  frames, mask, shown = some_input()
+  params = net.init(jax.random.key(1), frames, mask, num_visible=shown)
+  assert params["params"]["encoder_positions"].shape == (48, 32)
+  assert net.apply(params, frames, mask, num_visible=shown).image.shape == (2, 16, 24, 3)
