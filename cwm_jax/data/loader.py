@@ -1,6 +1,6 @@
 """Batches for training: sources mixed by weight, read in order, resumed exactly, put on devices.
 
-Global batch k holds the same examples whatever the number of processes and of workers. It comes from
+Global batch k holds the same examples whatever the number of processes and workers. It comes from
 one source, drawn from (seed, k); that source's stream goes on where its last batch ended. So the
 state of a loader is one number, and a run can be resumed with other processes and workers.
 """
