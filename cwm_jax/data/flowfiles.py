@@ -1,7 +1,7 @@
 """Optical-flow files: Middlebury's .flo and KITTI's 16-bit PNG; and folders of pairs with truth.
 
-Flow is (flow_xy float32 [H, W, 2], valid bool [H, W]): (dx, dy) pixels from frame 1 to frame 2, zero
-where it is not valid.
+Flow is (flow_xy float32 [H, W, 2], valid bool [H, W]): (dx, dy) pixels from frame 1 to frame 2,
+zero where it is not valid.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def write_kitti(
   encoder = av.CodecContext.create("png", "w")
   encoder.width, encoder.height, encoder.pix_fmt = width, height, "rgb48be"
   encoder.time_base = Fraction(1)
-  frame = av.VideoFrame.from_ndarray(stored.astype(">u2"), format="rgb48be")
+  frame = av.VideoFrame.from_ndarray(stored.astype(np.uint16), format="rgb48be")
   frame.pts = 0
   packets = encoder.encode(frame) + encoder.encode(None)
   Path(path).write_bytes(b"".join(bytes(packet) for packet in packets))

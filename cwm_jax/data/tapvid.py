@@ -36,7 +36,7 @@ class TapVidClip(NamedTuple):
 
 
 class PointQuestions(NamedTuple):
-  """ "Where is this point of frame `start` in frame `stop`?", Q times, ordered as the clip's points.
+  """Q questions "where is this point of frame `start` in frame `stop`?", in the points' order.
 
   point: int32 [Q], row of `TapVidClip.points_xy`. start, stop: int32 [Q], frames.
   start_xy: float32 [Q, 2], where the point is in frame `start`.
