@@ -6,8 +6,9 @@ Two CPU cores: about 600 pairs/s at 32 x 32. `:runlocal` shrinks it to a minute.
 
 from __future__ import annotations
 
-from cwm_jax.configs import base
 from ml_collections import ConfigDict
+
+from cwm_jax.configs import base
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -27,7 +27,7 @@ CHECKPOINTS = "checkpoints"
 # A resumed run may change these: where it runs, how long, how often it reports; not what it learns.
 _FREE = re.compile(
   r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh)\..*|sharding"
-  r"|data\.prefetch|optim\.accumulate|model\.(remat|attention_impl)"
+  r"|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
 )
 
 

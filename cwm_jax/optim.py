@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cwm_jax import schedule
 from cwm_jax.types import InputError
 
 
@@ -71,13 +70,12 @@ def labels(params: Any, freeze: str) -> Any:
 
 def make(
   *,
-  total: int | str,
+  total_steps: int,
+  warmup_steps: int,
   batch_size: int,
-  epoch_examples: int | None,
   peak_lr: float,
   scale_lr: bool,
   final_lr_ratio: float,
-  warmup: int | str,
   b1: float,
   b2: float,
   eps: float,
@@ -89,9 +87,8 @@ def make(
   """Builds the optimizer from the `optim` section of a config.
 
   Args:
-    total, warmup: durations, as `schedule.to_steps` takes them.
+    total_steps, warmup_steps: of the learning rate.
     batch_size: pairs a step.
-    epoch_examples: pairs an epoch, for durations in epochs.
     peak_lr: highest learning rate; times batch_size / 256 where `scale_lr`.
     clip_norm: largest global norm of the trained parameters' gradient; 0 never clips.
     The rest: see `configs/base.py`.
@@ -101,13 +98,12 @@ def make(
     rate as a function of the number of updates done.
 
   Raises:
-    InputError, ValueError: durations that have no step count, or a warm-up as long as the run.
+    InputError: the warm-up is not shorter than the run.
   """
-  sizes = dict(batch_size=batch_size, epoch_examples=epoch_examples)
   rate = learning_rate(
     peak=peak_lr * (batch_size / 256 if scale_lr else 1.0),
-    warmup_steps=schedule.to_steps(warmup, **sizes),
-    total_steps=schedule.to_steps(total, **sizes),
+    warmup_steps=warmup_steps,
+    total_steps=total_steps,
     final_ratio=final_lr_ratio,
   )
   trained = optax.chain(

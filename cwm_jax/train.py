@@ -9,27 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from PIL import Image
 
 from cwm_jax import checkpoint, optim, progress, schedule, sharding, tasks, writers
-from cwm_jax import loader_standin as loader
-from cwm_jax.data import rendering
+from cwm_jax import leaving as leaving_lib
+from cwm_jax import step as step_lib
+from cwm_jax.data import loader, rendering
 from cwm_jax.pretrained import merge, weights
-from cwm_jax.types import FramePair, TrainState
+from cwm_jax.types import FramePair, InputError, TrainState
 
 log = logging.getLogger(__name__)
 
 _PICTURED = 8  # pairs of a batch that are drawn
-_AGREE_EVERY = 10  # steps between the processes' questions to each other whether to stop
 
 
 class NonFiniteError(RuntimeError):
@@ -55,8 +53,9 @@ def train(config: Any, workdir: str | Path) -> TrainState:
 
 
 def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainState:
-  began = time.monotonic()
+  leaving = stack.enter_context(leaving_lib.Leaving())
   jax.config.update("jax_debug_nans", config.debug_nans)
+  first_process = jax.process_index() == 0
 
   # Where: the devices, the folder.
   mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -71,44 +70,41 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   # What: the task, the data, the durations, the optimizer.
   task = tasks.build(config)
   data = loader.make_loader(
-    config.data, image_hw=task.image_hw, seed=config.seed, batch_size=batch_size
+    config.data,
+    image_hw=task.image_hw,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
   )
-  iterator = iter(data)
-  epoch = config.data.epoch_examples or loader.epoch_examples(config.data)
-  sizes = dict(batch_size=batch_size, epoch_examples=epoch)
-  total = schedule.to_steps(config.total, **sizes)
-  every = {
-    name: schedule.to_steps(value, **sizes)
-    for name, value in dict(
-      log=config.log.every,
-      images=config.log.images_every,
-      evals=config.log.eval_every,
-      save=config.checkpoint.every,
-    ).items()
-  }
-  names = "peak_lr scale_lr final_lr_ratio warmup b1 b2 eps weight_decay decay_exclude freeze"
+  stack.callback(data.close)
+  steps = partial(_steps, config, data.epoch_examples)
+  total = steps(config.total, "total")
+  log_every = steps(config.log.every, "log.every")
+  images_every = steps(config.log.images_every, "log.images_every")
+  eval_every = steps(config.log.eval_every, "log.eval_every")
+  save_every = steps(config.checkpoint.every, "checkpoint.every")
+  names = "peak_lr scale_lr final_lr_ratio b1 b2 eps weight_decay decay_exclude freeze clip_norm"
   tx, rate = optim.make(
-    total=config.total,
-    **sizes,
-    clip_norm=config.optim.clip_norm,
+    total_steps=total,
+    warmup_steps=steps(config.optim.warmup, "optim.warmup"),
+    batch_size=batch_size,
     **{name: config.optim[name] for name in names.split()},
   )
 
   # State: shapes first, then shardings, then arrays born in their places.
-  keep_ema = config.optim.ema_decay > 0
   key = jax.random.key(config.seed)
-  create = lambda key: init_state(task, tx, key, keep_ema=keep_ema)  # noqa: E731
+  create = partial(step_lib.init_state, task, tx, keep_ema=config.optim.ema_decay > 0)
   abstract = jax.eval_shape(create, key)
   places = sharding.state_shardings(abstract, config.sharding, mesh)
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  abstract = jax.tree.map(
+
+  # Restore, by priority: 1. this workdir, 2. init_from, 3. scratch.
+  wanted = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
     abstract,
     places,
   )
-
-  # Restore, by priority: 1. this workdir, 2. init_from, 3. scratch.
-  state = checkpoints.restore(abstract, iterator)
+  state = checkpoints.restore(wanted, data)
   if state is not None:
     log.info("going on from step %d in %s", int(state.step), workdir)
   else:
@@ -117,10 +113,14 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
       state = start_from(config.init_from, state, places)
       log.info("parameters from %s", config.init_from)
   start = step = int(state.step)
+  if _is_time(config.stop_after):
+    leaving.limit(seconds=schedule.parse_duration(config.stop_after)[0])
+  elif config.stop_after:
+    leaving.limit(step=start + steps(config.stop_after, "stop_after"))
 
   # Programs.
   update = jax.jit(
-    make_update(
+    step_lib.make_update(
       task, tx, rate, seed=config.seed, accumulate=accumulate, ema_decay=config.optim.ema_decay
     ),
     in_shardings=(places, split),
@@ -129,15 +129,13 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   )
   render = make_render(task.image_hw, config.data.sources.scenes.texture_size, split)
   first_pairs = jax.jit(
-    lambda pair: jax.tree.map(lambda x: x[:_PICTURED], pair), out_shardings=whole
+    lambda pair: jax.tree.map(lambda leaf: leaf[:_PICTURED], pair), out_shardings=whole
   )
   draw = jax.jit(task.pictures, out_shardings=whole)
 
   # Reports.
-  lead = jax.process_index() == 0
-  writer = writers.create(workdir, just_logging=not lead, resume_step=start)
+  writer = writers.create(workdir, just_logging=not first_process, resume_step=start)
   stack.callback(writer.close)
-  leaving = stack.enter_context(_Leaving(config.stop_after, sizes, began, start))
   meter = progress.Progress(
     batch_size=batch_size,
     total_steps=total,
@@ -146,7 +144,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
   log.info(
-    "%.2f M parameters, %d devices, %d steps of %d", count / 1e6, mesh.size, total, batch_size
+    "%.2f M parameters, %d devices, %d steps of %d pairs", count / 1e6, mesh.size, total, batch_size
   )
 
   late = None  # (step, metrics on the device, example indices) of the last update
@@ -158,21 +156,20 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
     nonlocal late
     if late is None:
       return
-    at, metrics, indices = late
-    late = None
+    (at, metrics, indices), late = late, None
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     _check_finite(at, values, indices, checkpoints)
     meter.add(at, values)
-    if schedule.is_due(at, every["log"], last=total) or at == 1:
-      writer.write_scalars(at, meter.row(at))
+    if schedule.is_due(at, log_every, last=total) or at == 1:
+      writer.write_scalars(at, {**meter.row(at), "skipped_items": data.skipped()})
 
   while True:
     leave = step >= total or leaving.now(step)
     fresh = step > start
     old = time.monotonic() - saved_at > 60 * config.checkpoint.minutes
-    save = fresh and (leave or schedule.is_due(step, every["save"]) or _agreed(old, step))
-    evaluate = fresh and schedule.is_due(step, every["evals"], last=total)
-    picture = fresh and schedule.is_due(step, every["images"], last=total)
+    save = fresh and (leave or schedule.is_due(step, save_every) or leaving_lib.agreed(old, step))
+    evaluate = fresh and schedule.is_due(step, eval_every, last=total)
+    picture = fresh and schedule.is_due(step, images_every, last=total)
 
     if save or evaluate or picture or leave:
       read_late()
@@ -180,47 +177,54 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
       params = state.params if state.ema is None else state.ema
       if evaluate:
         scores = {f"eval/{name}": value for name, value in task.evals(params)}
-        if scores:
-          log.info("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-          writer.write_scalars(step, scores)
-      if picture and sample is not None:
+        log.info("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        writer.write_scalars(step, scores)
+      if picture:
         drawn = draw(params, sample, jax.random.split(key, len(sample.frames)))
-        _write_pictures(writer, workdir, step, drawn, lead)
+        if first_process:
+          writers.write_pictures(writer, workdir, step, drawn)
       if save:
-        # The rows of this step must be on disk before the checkpoint that makes them final.
+        # The rows up to this step must be on disk before the checkpoint that makes them final.
         writer.flush()
-        checkpoints.save(step, state, iterator)
+        checkpoints.save(step, state, data)
         saved_at = time.monotonic()
       meter.pause(time.perf_counter() - paused)
     if leave:
       break
 
     _profile(config.profile_steps, step - start, workdir, state)
-    batch = next(iterator)
-    pair = render(loader.shard_batch(batch, split))
+    batch = next(data)
+    indices = batch.pop("index")
+    pair = render(loader.shard_batch(batch, mesh))
     if sample is None:
       sample = first_pairs(pair)
-      shown = {"batch": np.concatenate(np.moveaxis(np.asarray(sample.frames), 1, 0), axis=2)}
-      _write_pictures(writer, workdir, step, shown, lead)
+      if first_process:
+        side_by_side = np.concatenate(np.moveaxis(np.asarray(sample.frames), 1, 0), axis=2)
+        writers.write_pictures(writer, workdir, step, {"batch": side_by_side})
     state, metrics = update(state, pair)
     step += 1
     read_late()
-    late = (step, metrics, batch["index"])
+    late = (step, metrics, indices)
 
   checkpoints.wait()
   log.info("left at step %d of %d: %s", step, total, "done" if step >= total else leaving.why)
   return state
 
 
-def init_state(task: Any, tx: Any, key: Any, *, keep_ema: bool) -> TrainState:
-  """A state at step 0, from scratch."""
-  params = task.init(key)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    opt_state=tx.init(params),
-    ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
-  )
+def _steps(config: Any, epoch_examples: int, value: int | str, name: str) -> int:
+  """A duration of the config in steps.
+
+  Raises:
+    InputError: it is not understood, or has no number of steps.
+  """
+  try:
+    return schedule.to_steps(
+      value,
+      batch_size=config.data.batch_size,
+      epoch_examples=config.data.epoch_examples or epoch_examples or None,
+    )
+  except ValueError as error:
+    raise InputError(f"config.{name}: {error}") from None
 
 
 def start_from(source: str | Path, state: TrainState, places: TrainState) -> TrainState:
@@ -244,10 +248,10 @@ def make_render(image_hw: tuple[int, int], texture_size: int, placement: Any) ->
 
   Args:
     image_hw: size to render scenes at; video frames already have it.
-    texture_size: texels a side of a layer's texture; 0 takes the longer side of the image.
+    texture_size: texels a side of a layer's texture; 0 takes the shorter side of the image.
     placement: sharding of batches.
   """
-  texels = texture_size or max(image_hw)
+  texels = texture_size or min(image_hw)
 
   def render(batch):
     if "frames" in batch:
@@ -262,105 +266,6 @@ def make_render(image_hw: tuple[int, int], texture_size: int, placement: Any) ->
   return jax.jit(render, in_shardings=placement, out_shardings=placement)
 
 
-def make_update(
-  task: Any, tx: Any, rate: Any, *, seed: int, accumulate: int = 1, ema_decay: float = 0.0
-) -> Any:
-  """The training step: update(state, pair) -> (state, metrics), to be jitted.
-
-  All randomness comes from `seed` and the step, one key a pair, so neither resuming nor the number
-  of devices or micro-batches changes what is drawn.
-
-  Args:
-    task: see `tasks`.
-    tx, rate: as `optim.make` gives them.
-    accumulate: micro-batches that the batch is cut into, one after the other.
-    ema_decay: of the running average; early on the decay is (1 + step) / (10 + step) where lower.
-  """
-
-  def gradient(params, pair, keys):
-    return jax.grad(task.loss, has_aux=True)(params, pair, keys)
-
-  def split(leaf):
-    # Interleaved, so that every device keeps its own share of each micro-batch.
-    return jnp.swapaxes(leaf.reshape(-1, accumulate, *leaf.shape[1:]), 0, 1)
-
-  def update(state: TrainState, pair: FramePair):
-    step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-    work = (pair, jax.random.split(step_key, pair.frames.shape[0]))
-    if accumulate == 1:
-      grads, metrics = gradient(state.params, *work)
-    else:
-      micro = jax.tree.map(split, work)
-      shapes = jax.eval_shape(gradient, state.params, *jax.tree.map(lambda x: x[0], micro))
-      zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-      add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state.params, *part)), None)  # noqa: E731
-      sums, _ = jax.lax.scan(add, zeros, micro)
-      grads, metrics = jax.tree.map(lambda leaf: leaf / accumulate, sums)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-      decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-      ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
-    metrics = dict(
-      metrics,
-      grad_norm=optax.global_norm(grads),
-      update_norm=optax.global_norm(updates),
-      param_norm=optax.global_norm(params),
-      learning_rate=rate(state.step),
-    )
-    return TrainState(state.step + 1, params, opt_state, ema), metrics
-
-  return update
-
-
-class _Leaving:
-  """Says when to leave early: SIGTERM, or `stop_after` steps or wall-clock time of this run."""
-
-  def __init__(self, stop_after: str, sizes: dict[str, Any], began: float, start: int):
-    self.why = ""
-    self._signalled = False
-    self._deadline = self._last_step = None
-    if stop_after:
-      amount, unit = schedule.parse_duration(stop_after)
-      if unit == "seconds":
-        self._deadline = began + amount
-      else:
-        self._last_step = start + schedule.to_steps(stop_after, **sizes)
-
-  def __enter__(self):
-    self._previous = signal.signal(signal.SIGTERM, self._hear)
-    return self
-
-  def __exit__(self, *_):
-    signal.signal(signal.SIGTERM, self._previous)
-
-  def _hear(self, *_):
-    self._signalled = True
-
-  def now(self, step: int) -> bool:
-    """Whether to leave at this step; the same answer in every process."""
-    late = self._deadline is not None and time.monotonic() > self._deadline
-    if self._last_step is not None and step >= self._last_step:
-      self.why = "stop_after"
-      return True
-    if _agreed(self._signalled or late, step):
-      self.why = "SIGTERM" if self._signalled else "stop_after"
-      return True
-    return False
-
-
-def _agreed(flag: bool, step: int) -> bool:
-  """Whether any process raised its flag; with several processes asked every few steps only."""
-  if jax.process_count() == 1:
-    return flag
-  if step % _AGREE_EVERY:
-    return False
-  from jax.experimental import multihost_utils
-
-  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
-
-
 def _check_finite(step: int, values: dict[str, float], indices: Any, checkpoints: Any) -> None:
   if np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"]):
     return
@@ -373,24 +278,19 @@ def _check_finite(step: int, values: dict[str, float], indices: Any, checkpoints
   )
 
 
+def _is_time(duration: int | str) -> bool:
+  """Whether a duration is by the clock; one that is not understood is left to `_steps`."""
+  try:
+    return bool(duration) and schedule.parse_duration(duration)[1] == "seconds"
+  except ValueError:
+    return False
+
+
 def _flops_per_pair(task: Any, params: Any, key: Any) -> float:
   """Model FLOPs of training on one pair: the forward pass and twice as much backward."""
   pair = FramePair(jax.ShapeDtypeStruct((1, 2, *task.image_hw, 3), jnp.float32))
   keys = jax.eval_shape(lambda key: jax.random.split(key, 1), key)
   return 3 * progress.matmul_flops(task.loss, params, pair, keys)
-
-
-def _write_pictures(writer: Any, workdir: Path, step: int, pictures: Any, lead: bool) -> None:
-  """Pictures [B, H, W, 3] in [0, 1] to TensorBoard and, one above the other, to a PNG file."""
-  if not lead:
-    return
-  pictures = {name: np.asarray(images) for name, images in pictures.items()}
-  writer.write_images(step, pictures)
-  folder = workdir / "pictures"
-  folder.mkdir(exist_ok=True)
-  for name, images in pictures.items():
-    sheet = np.concatenate(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
-    Image.fromarray(sheet).save(folder / f"{name}_{step:08d}.png")
 
 
 def _profile(steps: int, done: int, workdir: Path, state: Any) -> None:

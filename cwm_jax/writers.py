@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 JSONL = "metrics.jsonl"
 
@@ -57,6 +58,24 @@ def drop_rows_after(path: Path, step: int) -> None:
   partial = path.with_name(path.name + ".partial")
   partial.write_text("".join(kept))
   os.replace(partial, path)
+
+
+def write_pictures(
+  writer: Any, workdir: str | os.PathLike, step: int, pictures: Mapping[str, Any]
+) -> None:
+  """Pictures to TensorBoard and, one above the other, to `pictures/<name>_<step>.png`.
+
+  Args:
+    writer: as `create` makes it.
+    pictures: name -> float images [N, H, W, 3], RGB in [0, 1].
+  """
+  pictures = {name: np.asarray(images) for name, images in pictures.items()}
+  writer.write_images(step, pictures)
+  folder = Path(workdir) / "pictures"
+  folder.mkdir(exist_ok=True)
+  for name, images in pictures.items():
+    sheet = np.concatenate(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
+    Image.fromarray(sheet).save(folder / f"{name}_{step:08d}.png")
 
 
 class _Silent:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "cwm_jax"
 RANKS = {
   **dict.fromkeys(["types", "geometry", "schedule"], 0),
   **dict.fromkeys(["models", "data", "counterfactual", "viz", "sharding", "optim"], 1),
-  **dict.fromkeys(["checkpoint", "writers"], 1),
+  **dict.fromkeys(["checkpoint", "writers", "progress", "leaving", "step"], 1),
   "pretrained": 2,
   **dict.fromkeys(["tracker", "tasks"], 3),
   "evals": 4,

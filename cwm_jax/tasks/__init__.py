@@ -23,7 +23,7 @@ def build(config: Any) -> Any:
     InputError: no such task, or settings it cannot work with.
   """
   from cwm_jax import models
-  from cwm_jax.tasks import pretrain
+  from cwm_jax.tasks import pretrain, readout
 
   if config.task != "pretrain":
     raise InputError(f"config.task is {config.task!r}; the tasks are: pretrain")
@@ -31,10 +31,28 @@ def build(config: Any) -> Any:
     model = models.build(config.model)
   except (ValueError, ZeroDivisionError) as error:
     raise InputError(f"config.model cannot be built: {error}") from None
+  image_hw, scenes = tuple(config.model.image_hw), config.data.sources.scenes
+  stages = [stage for _, stage in scenes.curriculum] if scenes.weight > 0 else ["worlds"]
+  # A stage is a preset's name, or a mapping from names to weights; each preset is asked once.
+  presets = dict.fromkeys(
+    name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)
+  )
+  held_out = readout.HeldOutReadout(
+    model=model,
+    image_hw=image_hw,
+    mask_ratio=config.model.mask_ratio,
+    presets=list(presets),
+    num_scenes=config.log.eval_scenes,
+    num_masks=config.log.eval_masks,
+    before_seed=scenes.first_seed,
+    max_objects=scenes.max_objects,
+    texture_size=scenes.texture_size or min(image_hw),
+  )
   return pretrain.Pretrain(
     model=model,
-    image_hw=tuple(config.model.image_hw),
+    image_hw=image_hw,
     mask_ratio=config.model.mask_ratio,
+    held_out=held_out,
     loss_on=config.pretrain.loss_on,
     target=config.pretrain.target,
   )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from cwm_jax import geometry
 from cwm_jax.counterfactual import masks
 from cwm_jax.models import predictor
+from cwm_jax.tasks import readout
 from cwm_jax.types import FramePair, InputError
 
 LOSS_ON = ("hidden", "all")
@@ -30,6 +31,7 @@ class Pretrain:
     mask_ratio: share of frame 2's patches that is hidden; frame 1 is wholly visible.
     loss_on: "hidden" patches, or "all" patches of frame 2.
     target: "raw" normalised pixels, or "normalised": each patch to zero mean and unit variance.
+    held_out: how motion is read out while training; None where it is not.
 
   Raises:
     InputError: on construction, for unknown choices or a size the patch does not divide.
@@ -40,6 +42,7 @@ class Pretrain:
   mask_ratio: float
   loss_on: str = "hidden"
   target: str = "raw"
+  held_out: readout.HeldOutReadout | None = None
 
   def __post_init__(self):
     if self.loss_on not in LOSS_ON:
@@ -116,8 +119,9 @@ class Pretrain:
     return {"prediction": jnp.clip(strip, 0.0, 1.0)}
 
   def evals(self, params: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """How well motion is read out of `params`."""
-    yield from ()
+    """How well motion is read out of `params` on held-out scenes; see `readout`."""
+    if self.held_out is not None:
+      yield from self.held_out.run(params)
 
   def _predict(self, params, pair: FramePair, keys):
     """(normalised frames, mask, predicted frame 2) of a batch."""
