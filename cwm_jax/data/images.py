@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cwm_jax.types import InputError
 
@@ -55,6 +55,8 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
   except InputError:
     raise
+  except UnidentifiedImageError as error:  # its message repeats the path
+    raise InputError(f"{name} is not an image, or is damaged at its beginning") from error
   # Pillow's decoders raise almost anything on damaged files (SyntaxError, struct.error, ...).
   except Exception as error:
     raise InputError(f"{name} cannot be read as an image: {error}") from error

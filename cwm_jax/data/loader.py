@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from cwm_jax.data.sources import (
   ENDLESS,
@@ -31,6 +32,7 @@ from cwm_jax.data.sources import (
 from cwm_jax.types import InputError
 
 Batch = dict[str, np.ndarray]
+Settings = ConfigDict | Mapping[str, Any]
 
 _DRAWS_A_BLOCK = 4096
 
@@ -150,7 +152,7 @@ class Loader(grain.DatasetIterator):
 
 
 def make_loader(
-  data: Mapping[str, Any],
+  data: Settings,
   *,
   image_hw: tuple[int, int],
   seed: int,
@@ -236,27 +238,27 @@ def shard_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def _openers(
-  data: Mapping[str, Any], *, image_hw: tuple[int, int], seed: int
-) -> dict[str, Callable[[Mapping[str, Any]], Source]]:
+  data: Settings, *, image_hw: tuple[int, int], seed: int
+) -> dict[str, Callable[[Settings], Source]]:
   pairs = dict(image_hw=tuple(image_hw), seed=seed, crop=data["crop"], flip=data["flip"])
 
-  def scenes(c: Mapping[str, Any]) -> Source:
+  def scenes(c: Settings) -> Source:
     return ScenesSource(
       first_seed=c["first_seed"],
       curriculum=c["curriculum"],
       fade=c["fade"],
       max_objects=c["max_objects"],
       photos=c["photos"],
-      texture_size=c["texture_size"] or min(image_hw),
+      texture_size=c["texture_size"] or max(image_hw),
     )
 
-  def video(c: Mapping[str, Any]) -> Source:
+  def video(c: Settings) -> Source:
     return VideoSource(_named(c, "video"), gap_ms=c["gap_ms"], **pairs)
 
-  def frames(c: Mapping[str, Any]) -> Source:
+  def frames(c: Settings) -> Source:
     return FrameFolderSource(_named(c, "frames"), gap=c["gap"], **pairs)
 
-  def tfds(c: Mapping[str, Any]) -> Source:
+  def tfds(c: Settings) -> Source:
     from cwm_jax.data.tfds_source import TfdsSource  # takes seconds to import
 
     if not (c["name"] or c["data_dir"]):
@@ -267,7 +269,7 @@ def _openers(
   return dict(scenes=scenes, video=video, frames=frames, tfds=tfds)
 
 
-def _named(source: Mapping[str, Any], name: str) -> str:
+def _named(source: Settings, name: str) -> str:
   if not source["paths"]:
     raise InputError(f"data.sources.{name} has a weight but names no paths")
   return source["paths"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -29,9 +29,10 @@ MAX_TRIES = 100
 # Photographs handed to each scene; its layers take them in turn.
 PHOTOS_PER_SCENE = 4
 
-Example = dict[str, np.ndarray]
+Example = dict[str, np.ndarray | np.generic]
 
 
+@runtime_checkable
 class Source(Protocol):
   """What the loader needs of a source.
 
