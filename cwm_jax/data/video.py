@@ -160,7 +160,9 @@ class VideoFile:
       second = previous = None
       for timed in later:
         if timed.time_s >= target - _SAME_INSTANT_S:
-          closer = previous and target - previous.time_s <= timed.time_s - target
+          # Of two that are equally near the earlier, whatever the rounding.
+          reach = timed.time_s - target + _SAME_INSTANT_S
+          closer = previous and target - previous.time_s <= reach
           second = previous if closer else timed
           break
         previous = timed
