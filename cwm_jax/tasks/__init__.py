@@ -33,9 +33,9 @@ def build(config: Any) -> Any:
     raise InputError(f"config.model cannot be built: {error}") from None
   image_hw, scenes = tuple(config.model.image_hw), config.data.sources.scenes
   stages = [stage for _, stage in scenes.curriculum] if scenes.weight > 0 else ["worlds"]
-  # A stage is a preset's name, or a mapping from names to weights; each preset is asked once.
+  # A stage is a preset's name, or (name, weight) pairs; each preset is asked once.
   presets = dict.fromkeys(
-    name for stage in stages for name in ([stage] if isinstance(stage, str) else stage)
+    name for stage in stages for name in ([stage] if isinstance(stage, str) else dict(stage))
   )
   held_out = readout.HeldOutReadout(
     model=model,
