@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 from cwm_jax.pretrained.merge import check_names
 from cwm_jax.types import InputError
 
+_SHIPPED = "predictor-tiny.safetensors"
 _DTYPES = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
@@ -50,6 +52,18 @@ class Header(NamedTuple):
   config: dict[str, Any]
   extra: dict[str, Any]
   tensors: dict[str, TensorInfo]
+
+
+def shipped() -> Path:
+  """The weights file that comes with the package.
+
+  Raises:
+    InputError: this copy of the package carries none.
+  """
+  path = Path(str(resources.files("cwm_jax.weights"))) / _SHIPPED
+  if not path.is_file():
+    raise InputError(f"this copy of the package carries no {_SHIPPED}; name a weights file")
+  return path
 
 
 def save(
@@ -123,18 +137,33 @@ def load_model(path: str | os.PathLike) -> tuple[Any, dict[str, Any], dict[str, 
   """Reads a weights file and builds the model that its config describes.
 
   Returns:
-    (module, params, config): the Linen module, its parameters (checked: same names, same shapes),
-    and the config.
+    (module, params, config): the Linen module, its parameters, and the config.
 
   Raises:
-    InputError: as `load`; or the config describes no model; or parameters are missing, unexpected,
-      or of another shape.
+    InputError: as `load` and `check_fit`.
   """
   params, config = load(path)
-  module, shapes = expected_shapes(config, where=f"weights file {path}")
-  found = {name: value.shape for name, value in flatten(params).items()}
-  check_names(found, shapes, where=f"weights file {path}")
-  return module, params, config
+  return check_fit(params, config, where=f"weights file {path}"), params, config
+
+
+def check_fit(params: dict[str, Any], config: dict[str, Any], *, where: str) -> Any:
+  """Builds the config's model and checks that the parameters are exactly its own.
+
+  Args:
+    params: nested dict of arrays.
+    config: a job config with a "model" section.
+    where: names the parameters' origin in error messages.
+
+  Returns:
+    The Linen module.
+
+  Raises:
+    InputError: the config describes no model, or parameters are missing, unexpected, or of another
+      shape.
+  """
+  module, shapes = expected_shapes(config, where=where)
+  check_names({n: np.shape(v) for n, v in flatten(params).items()}, shapes, where=where)
+  return module
 
 
 def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[str, tuple]]:
@@ -142,7 +171,7 @@ def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[st
 
   Args:
     config: a job config with a "model" section.
-    where: names the config's origin in error messages.
+    where: names its origin in error messages.
 
   Returns:
     (module, shapes): the Linen module, and name -> shape of each parameter.

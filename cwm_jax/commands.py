@@ -1,0 +1,279 @@
+"""The commands of `cwm-jax` other than the demo: track, flow, info, convert."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cwm_jax import inputs, viz
+from cwm_jax.data import flowfiles, images
+from cwm_jax.pretrained import weights as weights_file
+from cwm_jax.types import InputError
+
+_SMALL = 360  # videos whose shorter side is below this are enlarged before they are drawn on
+_SHOWN = 420  # longer side of a picture on a page, pixels
+
+
+def track(
+  *,
+  video: str,
+  grid: int,
+  points: str | None,
+  overlay: bool,
+  weights: str | None,
+  masks: int,
+  readout: str,
+  seed: int,
+  out: str,
+  as_json: bool,
+) -> None:
+  """Follows points through a video; writes tracks.npz and overlay.mp4.
+
+  Raises:
+    InputError: anything given that cannot be used.
+  """
+  clip = inputs.open_clip(video)
+  if points is None:
+    grid_xy = inputs.grid_points_xy(grid, clip.size_hw)
+    queries = np.concatenate([np.zeros((len(grid_xy), 1), np.float32), grid_xy[:, ::-1]], axis=1)
+  else:
+    queries = inputs.read_points(points, clip.size_hw)
+  folder = inputs.output_folder(out)
+  tracker = load_tracker(weights, masks=masks, readout=readout, seed=seed)
+  start = time.perf_counter()
+  tracks = tracker.track(clip.frames(), queries)
+  seconds = time.perf_counter() - start
+  files = [save_tracks(folder / "tracks.npz", tracks, queries, clip.size_hw)]
+  if overlay:
+    drawn = viz.draw_tracks(
+      clip.frames(),
+      tracks.xy,
+      tracks.visible,
+      starts=queries[:, 0].astype(int),
+      scale=2 if min(clip.size_hw) < _SMALL else 1,
+    )
+    files.append(viz.write_mp4(folder / "overlay.mp4", drawn, fps=clip.fps))
+  count, num_frames = tracks.visible.shape
+  asked = np.arange(num_frames) > queries[:, :1]
+  facts = {
+    "points": count,
+    "frames": num_frames,
+    "seconds": round(seconds, 2),
+    "visible": round(float(tracks.visible[asked].mean()), 3) if asked.any() else None,
+    "files": [str(path) for path in files],
+  }
+  text = f"{count} points through {num_frames} frames in {seconds:.1f} s"
+  if asked.any():
+    text += f"; seen in {facts['visible']:.0%} of the frames after their own"
+  report(facts, text + written(files), as_json=as_json)
+
+
+def flow(
+  *,
+  first: str,
+  second: str,
+  stride: int,
+  points: str | None,
+  weights: str | None,
+  masks: int,
+  readout: str,
+  seed: int,
+  out: str,
+  as_json: bool,
+) -> None:
+  """Where the points of one image are in another; dense flow or given points.
+
+  Raises:
+    InputError: anything given that cannot be used.
+  """
+  frame1, frame2 = images.read_image(first), images.read_image(second)
+  if frame1.shape != frame2.shape:
+    sizes = " and ".join(f"{f.shape[1]} x {f.shape[0]}" for f in (frame1, frame2))
+    raise InputError(f"the images have different sizes, {sizes}; resize one of them first")
+  size_hw = frame1.shape[:2]
+  asked = None if points is None else inputs.read_points(points, size_hw, with_time=False)
+  folder = inputs.output_folder(out)
+  tracker = load_tracker(weights, masks=masks, readout=readout, seed=seed)
+  start = time.perf_counter()
+  if asked is None:
+    coarse_xy, at_xy = tracker.dense_flow(frame1, frame2, stride=stride)
+    flow_xy = viz.spread(coarse_xy, at_xy, size_hw)
+    length = np.hypot(*np.moveaxis(coarse_xy, -1, 0))
+    flowfiles.write_flo(folder / "flow.flo", flow_xy)
+    files = [
+      folder / "flow.flo",
+      viz.write_png(folder / "flow.png", _flow_page(frame1, frame2, flow_xy, Path(first).name)),
+    ]
+    facts = {"read_outs": length.size}
+  else:
+    from_xy = asked[:, :0:-1].copy()
+    found = tracker.flow(frame1, frame2, from_xy)
+    length = np.hypot(*(found.xy - from_xy).T)
+    files = [
+      inputs.save_arrays(
+        folder / "points.npz",
+        from_xy=from_xy,
+        to_xy=found.xy,
+        occluded=~found.visible,
+        confidence=found.confidence,
+        size_hw=np.array(size_hw),
+      ),
+      viz.write_png(folder / "points.png", _points_page(frame1, frame2, from_xy, found)),
+    ]
+    facts = {"points": len(asked), "to_xy": found.xy.tolist(), "visible": found.visible.tolist()}
+  seconds = time.perf_counter() - start
+  facts |= {
+    "mean_length": round(float(length.mean()), 3),
+    "median_length": round(float(np.median(length)), 3),
+    "seconds": round(seconds, 2),
+    "files": [str(path) for path in files],
+  }
+  text = (
+    f"{length.size} points in {seconds:.1f} s; they move by {length.mean():.2f} pixels on average, "
+    f"median {np.median(length):.2f}"
+  )
+  report(facts, text + written(files), as_json=as_json)
+
+
+def info(*, weights: str | None, as_json: bool) -> None:
+  """Prints what a weights file holds, and whether it fits the model that it describes.
+
+  Raises:
+    InputError: not a weights file of this project, or one that does not fit its own config.
+  """
+  path = weights_file.shipped() if weights is None else Path(weights)
+  header = weights_file.read_header(path)
+  shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
+  _, wanted = weights_file.expected_shapes(header.config, where=f"weights file {path}")
+  weights_file.check_names(shapes, wanted, where=f"weights file {path}")
+  count = sum(int(np.prod(shape)) for shape in shapes.values())
+  stored = Counter(tensor.dtype for tensor in header.tensors.values())
+  facts = {
+    "path": str(path),
+    "bytes": path.stat().st_size,
+    "parameters": count,
+    "dtypes": dict(stored),
+    "config": header.config,
+    "extra": header.extra,
+    "tensors": {name: [t.dtype, list(t.shape)] for name, t in header.tensors.items()},
+  }
+  width = max(len(name) for name in shapes)
+  lines = [
+    f"{path}",
+    f"{count:,} parameters, {path.stat().st_size / 1e6:.1f} MB, {', '.join(stored)}",
+    "",
+    "model",
+    *(f"  {key:<16} {value}" for key, value in header.config["model"].items()),
+  ]
+  if header.extra:
+    lines += ["", "card", *_indented(header.extra)]
+  lines += ["", "parameters"]
+  lines += [
+    f"  {name:<{width}}  {' x '.join(map(str, t.shape)) or 'scalar'}"
+    for name, t in header.tensors.items()
+  ]
+  report(facts, "\n".join(lines), as_json=as_json)
+
+
+def convert(*, workdir: str, out: str, dtype: str, as_json: bool) -> None:
+  """Writes a training run's newest parameters and config as one weights file.
+
+  Raises:
+    InputError: not a workdir, or an output that cannot be written.
+  """
+  from cwm_jax import checkpoint
+
+  params, config = checkpoint.load_params(workdir)
+  weights_file.check_fit(params, config, where=f"workdir {workdir}")
+  path = weights_file.save(out, params, config, dtype=dtype)
+  count = sum(int(np.size(value)) for value in weights_file.flatten(params).values())
+  facts = {"parameters": count, "bytes": path.stat().st_size, "files": [str(path)]}
+  report(facts, f"{count:,} parameters as {dtype}{written([path])}", as_json=as_json)
+
+
+def load_tracker(weights: str | None, *, masks: int, readout: str, seed: int, mark: Any = None):
+  """A Tracker by the command line's options."""
+  from cwm_jax.tracker import Tracker
+
+  path = weights_file.shipped() if weights is None else weights
+  return Tracker.load(path, num_masks=masks, readout=readout, masks_seed=seed, mark=mark)
+
+
+def save_tracks(path: Path, tracks, queries_tyx: np.ndarray, size_hw: tuple[int, int]) -> Path:
+  """Writes tracks in the project's `.npz` form."""
+  return inputs.save_arrays(
+    path,
+    tracks_xy=tracks.xy,
+    occluded=~tracks.visible,
+    confidence=tracks.confidence,
+    queries_tyx=queries_tyx,
+    size_hw=np.array(size_hw),
+  )
+
+
+def written(files: list[Path]) -> str:
+  """The last lines of a report: which files were written."""
+  return "\nwritten  " + "\n         ".join(str(path) for path in files)
+
+
+def report(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
+  """Prints the outcome for a program or for a person."""
+  print(json.dumps(facts) if as_json else text, flush=True)
+
+
+def shown(image: np.ndarray, longest: int = _SHOWN) -> np.ndarray:
+  """An image at the size that pages use."""
+  h, w = image.shape[:2]
+  factor = longest / max(h, w)
+  return viz.resized(image, (max(1, round(h * factor)), max(1, round(w * factor))))
+
+
+def _flow_page(frame1, frame2, flow_xy, name: str) -> np.ndarray:
+  longest = float(np.hypot(*np.moveaxis(flow_xy, -1, 0)).max())
+  return viz.page(
+    [
+      [
+        ("A", shown(frame1)),
+        ("B", shown(frame2)),
+        ("flow from A to B", shown(viz.flow_colours(flow_xy, longest=longest))),
+        (f"direction; rim: {longest:.1f} px", viz.flow_wheel(140)),
+      ]
+    ],
+    title=f"Flow, {name}",
+  )
+
+
+def _points_page(frame1, frame2, from_xy, found) -> np.ndarray:
+  h, w = frame1.shape[:2]
+  pictures = [shown(frame1), shown(frame2)]
+  factor = np.array([pictures[0].shape[1] / w, pictures[0].shape[0] / h], np.float32)
+  return viz.page(
+    [
+      [
+        ("A, with the points", viz.draw_points(pictures[0], from_xy * factor)),
+        (
+          "B, where they went",
+          viz.draw_points(
+            pictures[1], found.xy * factor, visible=found.visible, from_xy=from_xy * factor
+          ),
+        ),
+      ]
+    ],
+    title="Points",
+    note="Hollow: not seen in B. Lines begin where the point was in A.",
+  )
+
+
+def _indented(facts: dict[str, Any], depth: int = 1) -> list[str]:
+  lines = []
+  for key, value in facts.items():
+    if isinstance(value, dict):
+      lines += [f"{'  ' * depth}{key}", *_indented(value, depth + 1)]
+    else:
+      lines.append(f"{'  ' * depth}{key}: {value}")
+  return lines

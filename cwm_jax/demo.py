@@ -1,0 +1,316 @@
+"""The demo: 16 points through a rendered clip with known truth, or through the user's own video.
+
+Prints a table of ways to track and draws what happened: the tracks, dense flow, the heat maps of
+some points, and one point's whole story from mark to answer.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cwm_jax import commands, inputs, viz
+from cwm_jax.types import Explanation, InputError, Tracks
+
+_GRID = 4  # points a side
+_DENSE, _DENSE_MASKS = 16, 4  # read-outs a side of the flow picture, and masks for each
+_PICTURE = 300  # side of a picture on a page, pixels
+_FRAMES = 24
+_SIZE_HW = (256, 256)
+_SCENE = 14  # seed of the rendered clip
+_FPS = 12.0
+_RED_SQUARE = {"kind": "square", "colour": [255, 0, 0]}
+_THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256, TAP-Vid's
+
+
+class _Clip(NamedTuple):
+  """What is tracked: frames uint8 [T, H, W, 3]; the true tracks and flow where they are known."""
+
+  name: str
+  fps: float
+  frames: np.ndarray
+  truth: Tracks | None
+  flow_xy: np.ndarray | None  # [H, W, 2] from frame 0 to frame `later`
+  later: int  # the frame that the still pictures compare with frame 0
+
+
+class _Row(NamedTuple):
+  """One line of the table: a way to track, its tracks, how long it took."""
+
+  name: str
+  tracks: Tracks
+  seconds: float
+
+
+def run(
+  *,
+  video: str | None,
+  weights: str | None,
+  masks: int,
+  readout: str,
+  seed: int,
+  out: str,
+  as_json: bool,
+) -> None:
+  """Runs the demo.
+
+  Args:
+    video: file or folder of frames; None renders a clip.
+    weights, masks, readout, seed: as in `Tracker.load`.
+    out: folder for tracks.npz, overlay.mp4, flow.png, heatmaps.png, explanation.png.
+    as_json: print JSON instead of the table.
+
+  Raises:
+    InputError: anything given that cannot be used.
+  """
+  folder = inputs.output_folder(out)
+  options = dict(readout=readout, seed=seed)
+  tracker = commands.load_tracker(weights, masks=masks, **options)
+  square = commands.load_tracker(weights, masks=1, mark=_RED_SQUARE, **options)
+  clip = _rendered() if video is None else _from_video(video)
+  size_hw = clip.frames.shape[1:3]
+  points_xy = inputs.grid_points_xy(_GRID, size_hw)
+  queries = np.concatenate([np.zeros((len(points_xy), 1)), points_xy[:, ::-1]], axis=1)
+  queries = queries.astype(np.float32)
+
+  rows = [
+    _timed(f"best mark, MM-{masks}", lambda: tracker.track(clip.frames, queries)),
+    _timed("red square, MM-1", lambda: square.track(clip.frames, queries)),
+    _timed("zero motion", lambda: _still(points_xy, len(clip.frames))),
+  ]
+  tracks = rows[0].tracks
+  table = [_measured(row, clip.truth, size_hw) for row in rows]
+  if not as_json:
+    print(_as_text(clip, table), flush=True)
+  dense = commands.load_tracker(weights, masks=min(masks, _DENSE_MASKS), **options)
+  files = _draw(folder, tracker, dense, clip, tracks, points_xy)
+  files.insert(0, commands.save_tracks(folder / "tracks.npz", tracks, queries, size_hw))
+  facts = {"clip": clip.name, "table": table, "files": [str(path) for path in files]}
+  commands.report(facts, commands.written(files), as_json=as_json)
+
+
+def _rendered() -> _Clip:
+  from cwm_jax.data import procedural, rendering
+
+  scene = procedural.draw_scene(_SCENE, procedural.PRESETS["demo"], num_frames=_FRAMES)
+  frames = rendering.render_video(scene, size_hw=_SIZE_HW, texture_size=max(_SIZE_HW))
+  points_xy = inputs.grid_points_xy(_GRID, _SIZE_HW)
+  truth = rendering.trace(scene, 0, points_xy, size_hw=_SIZE_HW)
+  later = _FRAMES // 3
+  # Every pixel of frame 0 is a point too; its track to `later` is the true flow.
+  ends = {"pose", "pose_inv", "deform", "light"}
+  pair = {name: value[[0, later]] if name in ends else value for name, value in scene.items()}
+  pixels = inputs.grid_points_xy(_SIZE_HW[0], _SIZE_HW)
+  flow = np.asarray(rendering.trace(pair, 0, pixels, size_hw=_SIZE_HW).xy)[:, 1] - pixels
+  return _Clip(
+    name=f"rendered clip, seed {_SCENE}",
+    fps=_FPS,
+    frames=np.round(np.asarray(frames) * 255).astype(np.uint8),
+    truth=Tracks(*(np.asarray(values) for values in truth)),
+    flow_xy=flow.reshape(*_SIZE_HW, 2),
+    later=later,
+  )
+
+
+def _from_video(path: str) -> _Clip:
+  """At most 24 frames, spread evenly over the clip."""
+  clip = inputs.open_clip(path)
+  total = sum(1 for _ in clip.frames())
+  if total < 2:
+    raise InputError(f"{path} has {total} frame; motion needs two or more")
+  chosen = set(np.unique(np.linspace(0, total - 1, min(total, _FRAMES)).round().astype(int)))
+  frames = np.stack([frame for t, frame in enumerate(clip.frames()) if t in chosen])
+  note = "" if len(chosen) == total else f" ({len(chosen)} of its {total} frames, evenly spread)"
+  fps = max(2.0, clip.fps * len(chosen) / total)
+  return _Clip(clip.name + note, fps, frames, None, None, max(1, len(chosen) // 3))
+
+
+def _timed(name: str, track) -> _Row:
+  start = time.perf_counter()
+  tracks = track()
+  return _Row(name, tracks, time.perf_counter() - start)
+
+
+def _still(points_xy: np.ndarray, num_frames: int) -> Tracks:
+  """Every point stays where it is, always seen."""
+  shape = (len(points_xy), num_frames)
+  xy = np.broadcast_to(points_xy[:, None], (*shape, 2)).astype(np.float32)
+  return Tracks(xy, np.ones(shape, bool), np.ones(shape, np.float32))
+
+
+def _measured(row: _Row, truth: Tracks | None, size_hw: tuple[int, int]) -> dict:
+  """One line of the table; errors over points that can be seen, in pixels at 256 x 256."""
+  line = {"name": row.name, "seconds": round(row.seconds, 2)}
+  if truth is None:
+    return line
+  scale = np.array([256 / size_hw[1], 256 / size_hw[0]])
+  error = np.linalg.norm((row.tracks.xy - truth.xy) * scale, axis=-1)[:, 1:][truth.visible[:, 1:]]
+  return line | {
+    "average_error": round(float(error.mean()), 3),
+    "median_error": round(float(np.median(error)), 3),
+    "delta_avg": round(float(np.mean([(error < limit).mean() for limit in _THRESHOLDS])), 4),
+  }
+
+
+def _as_text(clip: _Clip, table: list[dict]) -> str:
+  h, w = clip.frames.shape[1:3]
+  lines = [f"{clip.name}: {len(clip.frames)} frames of {w} x {h}, {_GRID**2} points", ""]
+  known = clip.truth is not None
+  truth_head = f"{'average':>9}{'median':>9}{'delta_avg':>12}" if known else ""
+  lines.append(f"{'':<20}{truth_head}{'seconds':>10}")
+  for row in table:
+    truth = (
+      f"{row['average_error']:>6.2f} px{row['median_error']:>6.2f} px{row['delta_avg']:>10.1%}  "
+      if known
+      else ""
+    )
+    lines.append(f"{row['name']:<20}{truth}{row['seconds']:>10.1f}")
+  return "\n".join(lines)
+
+
+def _draw(folder: Path, tracker, dense, clip: _Clip, tracks: Tracks, points_xy) -> list[Path]:
+  """Writes the pictures and returns their paths."""
+  overlay = viz.draw_tracks(
+    clip.frames,
+    tracks.xy,
+    tracks.visible,
+    truth_xy=_seen_truth(clip),
+    scale=max(1, round(512 / min(clip.frames.shape[1:3]))),
+  )
+  first, second = clip.frames[0], clip.frames[clip.later]
+  stride = max(1, max(first.shape[:2]) // _DENSE)
+  coarse_xy, at_xy = dense.dense_flow(first, second, stride=stride)
+  flow_xy = viz.spread(coarse_xy, at_xy, first.shape[:2])
+  chosen = _telling_points(clip, tracks)
+  stories = [tracker.explain(first, second, points_xy[point]) for point in chosen]
+  truth_xy = [None if clip.truth is None else clip.truth.xy[i, clip.later] for i in chosen]
+  return [
+    viz.write_mp4(folder / "overlay.mp4", overlay, fps=clip.fps),
+    viz.write_png(folder / "flow.png", _flow_page(clip, flow_xy, stride)),
+    viz.write_png(folder / "heatmaps.png", _heat_page(clip, stories, truth_xy)),
+    viz.write_png(folder / "explanation.png", _story_page(clip, stories[0], truth_xy[0])),
+  ]
+
+
+def _seen_truth(clip: _Clip) -> np.ndarray | None:
+  """True tracks with nothing where the point is hidden."""
+  if clip.truth is None:
+    return None
+  return np.where(clip.truth.visible[..., None], clip.truth.xy, np.nan).astype(np.float32)
+
+
+def _telling_points(clip: _Clip, tracks: Tracks, count: int = 8) -> list[int]:
+  """Points worth a picture: those that can be seen in both frames, the fastest first."""
+  known = tracks if clip.truth is None else clip.truth
+  seen = known.visible[:, clip.later]
+  length = np.linalg.norm(known.xy[:, clip.later] - known.xy[:, 0], axis=-1)
+  return np.lexsort([-length, ~seen])[:count].tolist()
+
+
+def _flow_page(clip: _Clip, flow_xy: np.ndarray, stride: int) -> np.ndarray:
+  known = flow_xy if clip.flow_xy is None else clip.flow_xy
+  # One scale for both fields, the truth's where there is one; a stray read-out must not set it.
+  longest = float(np.percentile(np.hypot(*np.moveaxis(known, -1, 0)), 98))
+  fields = [(f"flow, read out every {stride} px", flow_xy)]
+  if clip.flow_xy is not None:
+    fields.append(("true flow", clip.flow_xy))
+  return viz.page(
+    [
+      [
+        ("frame 1", commands.shown(clip.frames[0], _PICTURE)),
+        (f"frame {clip.later + 1}", commands.shown(clip.frames[clip.later], _PICTURE)),
+        *(
+          (label, commands.shown(viz.flow_colours(field, longest=longest), _PICTURE))
+          for label, field in fields
+        ),
+        (f"rim: {longest:.0f} px", viz.flow_wheel(110)),
+      ]
+    ],
+    title=f"Flow from frame 1 to frame {clip.later + 1}",
+  )
+
+
+def _heat_page(clip: _Clip, stories: list[Explanation], truth_xy: list) -> np.ndarray:
+  pictures = [_answer(clip, story, truth) for story, truth in zip(stories, truth_xy)]
+  labels = [_told(story, truth) for story, truth in zip(stories, truth_xy)]
+  half = (len(pictures) + 1) // 2
+  cells = list(zip(labels, pictures))
+  rows = [row for row in (cells[:half], cells[half:]) if row]
+  return viz.page(
+    rows,
+    title=f"Where did the prediction of frame {clip.later + 1} change?",
+    note=f"Each point is marked in frame 1. Bright is where the prediction answers, averaged over "
+    f"{len(stories[0].masks)} masks.\n{_legend(clip)}",
+  )
+
+
+def _legend(clip: _Clip) -> str:
+  line = "Line: from the point's place in frame 1 to the answer, hollow if it counts as hidden."
+  return line if clip.truth is None else f"{line} Cross: truth."
+
+
+def _told(story: Explanation, truth_xy) -> str:
+  moved = np.linalg.norm(story.to_xy - story.from_xy)
+  if truth_xy is None:
+    return f"moved {moved:.1f} px"
+  return f"moved {moved:.1f} px, error {np.linalg.norm(story.to_xy - truth_xy):.1f} px"
+
+
+def _answer(clip: _Clip, story: Explanation, truth_xy, longest: int = _PICTURE) -> np.ndarray:
+  """Frame 2 in grey under the heat, with the point's path and answer."""
+  base = commands.shown(clip.frames[clip.later], longest)
+  factor = base.shape[1] / clip.frames.shape[2]
+  return viz.draw_points(
+    viz.heat_over(base, story.mean),
+    story.to_xy[None] * factor,
+    visible=np.asarray(story.visible).reshape(1),
+    from_xy=story.from_xy[None] * factor,
+    truth_xy=None if truth_xy is None else truth_xy[None] * factor,
+    colours=[(64, 220, 255)],
+    radius=4,
+  )
+
+
+def _story_page(clip: _Clip, story: Explanation, truth_xy) -> np.ndarray:
+  """One point's story: what the predictor is shown, what it says, where its two answers differ."""
+  size, later = 224, clip.later + 1
+  wide, small = 2 * size + viz.GAP, (4 * size - viz.GAP) // 5
+  top = float(story.responses.max())
+  responses = [
+    (f"5  4 minus 3, mask {i + 1}" if i == 0 else f"mask {i + 1}", heat)
+    for i, heat in enumerate(story.responses[:10])
+  ]
+  strip = [
+    (label, commands.shown(viz.heat_colours(heat, top=top), small)) for label, heat in responses
+  ]
+  return viz.page(
+    [
+      [
+        ("1  frame 1, the point marked", commands.shown(_bytes(story.marked), size)),
+        (f"2  shown of frame {later}, mask 1", _seen_through(clip, story.masks[0], size)),
+        (f"3  frame {later} predicted, no mark", commands.shown(_bytes(story.clean[0]), size)),
+        (f"4  frame {later} predicted, marked", commands.shown(_bytes(story.counterfact[0]), size)),
+      ],
+      *(strip[i : i + 5] for i in range(0, len(strip), 5)),
+      [
+        ("6  mean over masks", commands.shown(viz.heat_colours(story.mean), wide)),
+        (f"7  the answer: {_told(story, truth_xy)}", _answer(clip, story, truth_xy, wide)),
+      ],
+    ],
+    title="One point, from question to answer",
+    note=_legend(clip),
+  )
+
+
+def _seen_through(clip: _Clip, mask: np.ndarray, size: int) -> np.ndarray:
+  """Frame 2 with its hidden patches in grey."""
+  picture = commands.shown(clip.frames[clip.later], size)
+  hidden = viz.resized((mask * 255).astype(np.uint8), picture.shape[:2], smooth=False) > 0
+  return np.where(hidden[..., None], np.uint8(200), picture)
+
+
+def _bytes(image: np.ndarray) -> np.ndarray:
+  return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

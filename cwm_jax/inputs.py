@@ -1,0 +1,141 @@
+"""What the command line is given: clips, points, output folders; each checked before any work."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cwm_jax.data import images, video
+from cwm_jax.types import InputError
+
+_FOLDER_FPS = 12.0  # a folder of frames has no rate of its own
+
+
+class Clip(NamedTuple):
+  """A video that can be read more than once.
+
+  name:    for titles.
+  size_hw: pixels.
+  fps:     frames a second.
+  frames:  starts reading: an iterator of uint8 [H, W, 3].
+  """
+
+  name: str
+  size_hw: tuple[int, int]
+  fps: float
+  frames: Callable[[], Iterator[np.ndarray]]
+
+
+def open_clip(path: str) -> Clip:
+  """Opens a video file or a folder of frames.
+
+  Raises:
+    InputError: nothing that can be read as a video.
+  """
+  if not os.path.isdir(path):
+    info = video.probe(path)
+    return Clip(
+      Path(path).name,
+      (info.height, info.width),
+      info.fps or _FOLDER_FPS,
+      lambda: video.iter_frames(path),
+    )
+  paths = images.list_images(path)
+  if not paths:
+    raise InputError(f"the folder {images.shown(path)} holds no images")
+  size_hw = images.read_image(paths[0]).shape[:2]
+  return Clip(
+    Path(path).resolve().name, size_hw, _FOLDER_FPS, lambda: map(images.read_image, paths)
+  )
+
+
+def grid_points_xy(count: int, size_hw: tuple[int, int]) -> np.ndarray:
+  """The centres of count x count equal cells: float32 [count * count, 2], (x, y), row by row."""
+  h, w = size_hw
+  centres = (np.arange(count, dtype=np.float32) + 0.5) / count
+  x, y = np.meshgrid(centres * w, centres * h)
+  return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def read_points(path: str, size_hw: tuple[int, int], *, with_time: bool = True) -> np.ndarray:
+  """Reads a CSV of points.
+
+  Args:
+    path: UTF-8 text; the header names the columns t, y and x in any order.
+    size_hw: every point must lie within.
+    with_time: the column t is needed; otherwise it may be missing, and must be 0 where given.
+
+  Returns:
+    float32 [N, 3], (t, y, x).
+
+  Raises:
+    InputError: names the line that cannot be used.
+  """
+  name = images.shown(path)
+  try:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+      rows = list(csv.reader(file))
+  except OSError as error:
+    raise InputError(f"{name} cannot be read: {error.strerror}") from None
+  except (UnicodeDecodeError, csv.Error):
+    raise InputError(f"{name} is not a CSV text file") from None
+  wanted = ["t", "y", "x"]
+  header = [cell.strip() for cell in rows[0]] if rows else []
+  if sorted(header) != sorted(wanted) and (with_time or sorted(header) != ["x", "y"]):
+    raise InputError(f"{name} must begin with the header t,y,x, not {','.join(header)[:60]!r}")
+  points = []
+  for number, row in enumerate(rows[1:], start=2):
+    if not row:
+      continue
+    try:
+      values = {"t": 0.0} | dict(zip(header, map(float, row), strict=True))
+    except ValueError:
+      raise InputError(f"{name}, line {number}: {','.join(row)[:60]!r} is not a point") from None
+    t, y, x = (values[key] for key in wanted)
+    if not (math.isfinite(t) and t >= 0 and t == int(t) and (with_time or t == 0)):
+      raise InputError(f"{name}, line {number}: t is {t:g}, which is no frame to ask in")
+    if not (0 <= y < size_hw[0] and 0 <= x < size_hw[1]):
+      raise InputError(
+        f"{name}, line {number}: y = {y:g}, x = {x:g} lies outside the frame of "
+        f"{size_hw[1]} x {size_hw[0]} pixels"
+      )
+    points.append((t, y, x))
+  if not points:
+    raise InputError(f"{name} holds no points")
+  return np.array(points, np.float32)
+
+
+def output_folder(path: str) -> Path:
+  """Makes the folder for what is written, and sees that it can be written to.
+
+  Raises:
+    InputError: it cannot.
+  """
+  folder = Path(path)
+  probe = folder / f".writable.{os.getpid()}"
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise InputError(f"cannot write into {images.shown(path)}: {error.strerror}") from None
+  return folder
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
+  """Writes an `.npz`.
+
+  Raises:
+    InputError: the path cannot be written.
+  """
+  try:
+    np.savez_compressed(path, **arrays)
+  except OSError as error:
+    raise InputError(f"cannot write {path}: {error.strerror}") from None
+  return path
