@@ -294,8 +294,10 @@ class VideoFile:
         if frame.is_corrupt:
           self._left_out += 1
           continue
-        if frame.pts is not None:
-          time_s = float(frame.pts * base) - start
+        # AVI stores no presentation times, and those made up for B-frames go back and forth.
+        ticks = frame.dts if self._container.format.name == "avi" else frame.pts
+        if ticks is not None:
+          time_s = float(ticks * base) - start
         else:  # raw streams carry no times: count frames
           time_s = time_s + 1 / rate if time_s >= 0 and rate else 0.0
         yield _Timed(time_s, frame)
