@@ -125,3 +125,30 @@ def window_argmax_yx(
   row = jnp.sum(weights * rows[:, None], axis=(-2, -1)) / safe
   col = jnp.sum(weights * cols, axis=(-2, -1)) / safe
   return jnp.where(total[..., None] > 0, jnp.stack([row, col], axis=-1), peak.astype(heat.dtype))
+
+
+def crop_resize(
+  image: Float[Array, "h w c"],
+  corner_xy: Float[Array, " 2"],
+  size: Int[Array, ""] | Float[Array, ""],
+  size_hw: tuple[int, int],
+) -> Float[Array, "h2 w2 c"]:
+  """A square window of an image, resized (bilinear, antialiased) to `size_hw`.
+
+  A point (x, y) of the image lands at (x - corner x) * width / size, and so for y. Corner and size
+  may be traced, so that windows of every size share one program.
+
+  Args:
+    corner_xy: the window's upper left corner, continuous (x, y), pixels of the image.
+    size: side of the window in pixels of the image.
+  """
+  scale = jnp.array(size_hw, jnp.float32) / size
+  return jax.image.scale_and_translate(
+    image,
+    (*size_hw, image.shape[-1]),
+    (0, 1),
+    scale,
+    -corner_xy[::-1] * scale,
+    "linear",
+    antialias=True,
+  )

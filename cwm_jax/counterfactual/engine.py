@@ -1,0 +1,262 @@
+"""The inference engine under `Tracker`: questions of any number in, padded device work out.
+
+Points, pairs and their groups are padded to buckets, so the number of compiled programs does not
+depend on how many are asked about; `multimask.plan` decides how many passes run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float
+
+from cwm_jax import geometry
+from cwm_jax.counterfactual import flow, multimask, zoom
+from cwm_jax.counterfactual import masks as masks_lib
+from cwm_jax.types import InputError, PointFlow, Prediction, Response
+
+BUCKETS = (1, 4, 16, 64, 256)
+# The default budget: a share of a device that tells its size, a fixed amount on one that does not.
+_SHARE_OF_DEVICE, _BYTES_ELSEWHERE = 0.25, 2**30
+# More passes at once than this bring no more speed.
+_MAX_PASSES, _MAX_PASSES_ON_CPU = 256, 16
+
+_SETTINGS = ("order", "average", "readout", "inverse_temperature", "occlusion_threshold")
+_clean_predictions = jax.jit(multimask.clean_predictions, static_argnames=("chunk", "keep_tokens"))
+_flow_points = jax.jit(flow.flow_points, static_argnames=("plan", *_SETTINGS))
+_refine = jax.jit(zoom.refine, static_argnames=("image_hw", "plan", "keep_tokens", *_SETTINGS))
+_explain_point = jax.jit(flow.explain_point, static_argnames=_SETTINGS)
+
+
+@partial(jax.jit, static_argnames=("image_hw",))
+def _prepare(frame, *, image_hw):
+  pixels = geometry.resize(frame.astype(jnp.float32) / 255.0, image_hw, antialias=True)
+  return geometry.normalise(pixels)
+
+
+class Frame(NamedTuple):
+  """A frame on the device.
+
+  small: float32 [h, w, 3], normalised, as the predictor sees it.
+  full:  uint8 [H, W, 3], as it came, or None where nothing will look closer.
+  """
+
+  small: Any
+  full: Any
+
+
+class Pending(NamedTuple):
+  """Answers that the device may still be working on.
+
+  parts: (positions in the result, padded PointFlow on the device) of each group of points.
+  count: how many points were asked about.
+  """
+
+  parts: list[tuple[np.ndarray, PointFlow]]
+  count: int
+
+  def fetch(self) -> PointFlow:
+    """Waits, and returns NumPy arrays: xy [n, 2], visible [n], confidence [n]."""
+    out = PointFlow(
+      np.zeros((self.count, 2), np.float32),
+      np.zeros(self.count, bool),
+      np.zeros(self.count, np.float32),
+    )
+    for where, part in self.parts:
+      for mine, theirs in zip(out, part):
+        mine[where] = np.asarray(theirs)[: len(where)]
+    return out
+
+
+def bucket(count: int) -> int:
+  """The smallest bucket that holds `count`; the largest for anything above it."""
+  return next((size for size in BUCKETS if size >= count), BUCKETS[-1])
+
+
+class Engine:
+  """One predictor, one mark, one set of masks; asked about points of pairs of frames."""
+
+  def __init__(
+    self,
+    predict_fn: Any,
+    mark: Any,
+    masks: Bool[Array, "r m 2 gh gw"],
+    *,
+    patch: int,
+    memory_budget: float | None,
+    settings: Mapping[str, Any],
+  ):
+    """Measures the predictor and lays out the work.
+
+    Args:
+      predict_fn: (frames, mask) -> Prediction. As a `jax.tree_util.Partial` its parameters are
+        arguments of the compiled programs; what a plain function closes over becomes constants.
+      mark: see `perturb`.
+      masks: those of the whole frame, then those of each round of zoom.
+      patch: side of a patch in pixels.
+      memory_budget: bytes for the passes in flight; None takes a quarter of the device's memory, or
+        1 GiB where that is not told.
+      settings: order, average, readout, inverse_temperature, occlusion_threshold.
+
+    Raises:
+      InputError: a budget below one pass.
+    """
+    self.image_hw = (masks.shape[-2] * patch, masks.shape[-1] * patch)
+    self.masks, self.patch = masks, patch
+    self._predict_fn = predict_fn if isinstance(predict_fn, Partial) else Partial(predict_fn)
+    self._mark = mark if isinstance(mark, Partial) else Partial(mark)
+    self._keep_tokens = getattr(mark, "reads_token", True)
+    self._settings = dict(settings)
+    num_masks = masks.shape[1]
+    device = jax.devices()[0]
+    if memory_budget is None:
+      told = (device.memory_stats() or {}).get("bytes_limit", 0)
+      memory_budget = told * _SHARE_OF_DEVICE or _BYTES_ELSEWHERE
+    self.plan = multimask.plan(
+      num_masks,
+      pass_bytes=multimask.measure_pass_bytes(self._predict_fn, self.image_hw, masks.shape[-2:]),
+      memory_budget=memory_budget,
+      max_passes=_MAX_PASSES_ON_CPU if device.platform == "cpu" else _MAX_PASSES,
+    )
+    # The clean predictions of a group of pairs are held while its points are asked about.
+    clean_bytes = num_masks * self.image_hw[0] * self.image_hw[1] * 3 * 4
+    self.pairs_at_once = max(n for n in BUCKETS if n == 1 or n * clean_bytes < memory_budget / 4)
+
+  def prepare(self, image: np.ndarray) -> Frame:
+    """Puts a frame, uint8 [H, W, 3], on the device in the predictor's size."""
+    image = jnp.asarray(image)
+    full = image if self.masks.shape[0] > 1 else None
+    return Frame(_prepare(image, image_hw=self.image_hw), full)
+
+  def ask(
+    self,
+    pairs: Sequence[tuple[Frame, Frame]],
+    pair_of: np.ndarray,
+    points_xy: np.ndarray,
+    video_hw: tuple[int, int],
+  ) -> Pending:
+    """Starts the work for some points of some pairs; does not wait for it.
+
+    Args:
+      pairs: (frame 1, frame 2).
+      pair_of: int [n], the pair of each point.
+      points_xy: float32 [n, 2], continuous (x, y), pixels of the frames as given.
+      video_hw: the size of the frames as given.
+    """
+    parts = []
+    for begin in range(0, len(pairs), self.pairs_at_once):
+      group = pairs[begin : begin + self.pairs_at_once]
+      mine = np.flatnonzero((pair_of >= begin) & (pair_of < begin + len(group)))
+      frames, valid = _stack([[f.small for f in pair] for pair in group])
+      masks = jnp.broadcast_to(self.masks[0], (frames.shape[0], *self.masks.shape[1:]))
+      clean = self._clean(frames, masks, valid)
+      full = None
+      if self.masks.shape[0] > 1:
+        full, _ = _stack([[f.full for f in pair] for pair in group])
+      for start in range(0, len(mine), BUCKETS[-1]):
+        where = mine[start : start + BUCKETS[-1]]
+        asked = (pair_of[where] - begin, points_xy[where])
+        parts.append((where, self._ask_group(frames, masks, clean, full, *asked, video_hw)))
+    return Pending(parts, len(points_xy))
+
+  def explain(
+    self, pair: tuple[Frame, Frame], point_xy: np.ndarray, video_hw: tuple[int, int]
+  ) -> tuple[Array, Array, Array, Response, PointFlow]:
+    """One whole-frame question with its intermediates; the point and answer in the frame's pixels.
+
+    Returns:
+      marked [h, w, 3], clean and counterfactual predictions [m, h, w, 3] (normalised), the Response
+      and the PointFlow, both of one point.
+    """
+    frames, valid = _stack([[f.small for f in pair]])
+    masks = self.masks[:1]
+    clean = self._clean(frames, masks, valid)
+    point = geometry.scale_points_xy(jnp.asarray(point_xy)[None], video_hw, self.image_hw)
+    marked, answers, response, answer = _explain_point(
+      self._predict_fn, self._mark, frames, masks, clean, point, **self._settings
+    )
+    xy = geometry.scale_points_xy(answer.xy, self.image_hw, video_hw)
+    return marked, clean.image[0], answers, response, answer._replace(xy=xy)
+
+  def _clean(
+    self, frames: Float[Array, "p 2 h w 3"], masks: Bool[Array, "p m 2 gh gw"], valid: Any
+  ) -> Prediction:
+    return _clean_predictions(
+      self._predict_fn,
+      frames,
+      masks,
+      jnp.asarray(valid),
+      chunk=self.plan.clean,
+      keep_tokens=self._keep_tokens,
+    )
+
+  def _ask_group(self, frames, masks, clean, full, pair_of, points_xy, video_hw) -> PointFlow:
+    size = bucket(len(points_xy))
+    valid = jnp.asarray(np.arange(size) < len(points_xy))
+    pair_of = jnp.asarray(np.resize(pair_of, size).astype(np.int32))
+    points = jnp.asarray(np.resize(points_xy, (size, 2)).astype(np.float32))
+    answer = _flow_points(
+      self._predict_fn,
+      self._mark,
+      frames,
+      masks,
+      clean,
+      pair_of,
+      geometry.scale_points_xy(points, video_hw, self.image_hw),
+      valid,
+      plan=self.plan,
+      **self._settings,
+    )
+    answer = answer._replace(xy=geometry.scale_points_xy(answer.xy, self.image_hw, video_hw))
+    rounds = self.masks.shape[0] - 1
+    for masks, window in zip(self.masks[1:], zoom.crop_sizes(video_hw, rounds)):
+      answer = _refine(
+        self._predict_fn,
+        self._mark,
+        full,
+        masks,
+        pair_of,
+        points,
+        answer.xy,
+        jnp.float32(window),
+        valid,
+        image_hw=self.image_hw,
+        plan=self.plan,
+        keep_tokens=self._keep_tokens,
+        **self._settings,
+      )
+    return answer
+
+
+def make_masks(
+  seed: int, *, grid_hw: tuple[int, int], mask_ratio: float, num_masks: int, zoom: int
+) -> Bool[Array, "r m 2 gh gw"]:
+  """The masks of a whole frame and of each round of zoom, from one seed.
+
+  Raises:
+    InputError: settings that no mask can meet.
+  """
+  if num_masks < 1 or zoom < 0:
+    raise InputError(f"num_masks is {num_masks} (1 or more) and zoom is {zoom} (0 or more)")
+  num_visible = masks_lib.num_visible_patches(grid_hw, mask_ratio)
+  if zoom and num_visible > grid_hw[0] * grid_hw[1] - 9:
+    raise InputError(
+      f"zoom hides 3 x 3 patches round the last answer, and a mask ratio of {mask_ratio} hides "
+      f"fewer than 9 of {grid_hw[0] * grid_hw[1]}; take a higher mask_ratio or zoom=0"
+    )
+  key = jax.random.key(seed)
+  return masks_lib.sample_masks(key, grid_hw, num_visible, (zoom + 1, num_masks))
+
+
+def _stack(pairs: list[list[Any]]) -> tuple[Array, np.ndarray]:
+  """[bucket, 2, ...] and which of them are real; the rest repeats the first."""
+  size = bucket(len(pairs))
+  padded = [*pairs, *[pairs[0]] * (size - len(pairs))]
+  flat = jnp.stack([frame for pair in padded for frame in pair])
+  return flat.reshape(size, 2, *flat.shape[1:]), np.arange(size) < len(pairs)

@@ -1,0 +1,215 @@
+"""FLOW: where the points of frame 1 are in frame 2.
+
+Mark the point, predict frame 2 with and without the mark under the same masks, and read the place
+of the difference. With a fixed mark it is the paper's FLOW, with a learned one and the soft
+read-out its diffFLOW.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from cwm_jax import geometry
+from cwm_jax.counterfactual import multimask
+from cwm_jax.types import InputError, PointFlow, Prediction, Response
+
+READOUTS = ("argmax", "soft", "window")
+
+
+def read_out(
+  response: Response,
+  points_xy: Float[Array, "*n 2"],
+  *,
+  readout: str = "argmax",
+  inverse_temperature: float = 200.0,
+  occlusion_threshold: float = 0.05,
+  confidence_radius: int = 2,
+) -> PointFlow:
+  """Destination, visibility and confidence from a response.
+
+  The mark lies on a pixel, the query anywhere in it. An argmax answer is a pixel's centre; the
+  sub-pixel read-outs carry over where in its pixel the query lies.
+
+  Args:
+    response: heat [..., h, w], peak [...].
+    points_xy: the queries, continuous (x, y), pixels of the heat map.
+    readout: "argmax": the highest pixel's centre; "soft": the expectation under
+      softmax(inverse_temperature * heat); "window": the mean of the squared heat round its highest
+      pixel, sub-pixel.
+    occlusion_threshold: below this peak (normalised units) a point counts as occluded.
+    confidence_radius: confidence is the share of the heat within so many pixels of its highest
+      pixel, 0 where there is no heat.
+
+  Returns:
+    xy [..., 2] continuous (x, y), pixels of the heat map, visible [...], confidence [...].
+
+  Raises:
+    InputError: an unknown read-out.
+  """
+  heat = response.heat
+  if readout == "argmax":
+    index = geometry.argmax_yx(heat)
+  elif readout == "soft":
+    index = geometry.soft_argmax_yx(heat, inverse_temperature=inverse_temperature)
+  elif readout == "window":
+    index = geometry.window_argmax_yx(heat)
+  else:
+    raise InputError(f"the read-out is {readout!r}; choose one of {', '.join(READOUTS)}")
+  top = geometry.argmax_yx(heat)
+  near = (jnp.abs(jnp.arange(heat.shape[-2]) - top[..., 0, None]) <= confidence_radius)[
+    ..., :, None
+  ] & (jnp.abs(jnp.arange(heat.shape[-1]) - top[..., 1, None]) <= confidence_radius)[..., None, :]
+  total = jnp.sum(heat, axis=(-2, -1))
+  share = jnp.sum(jnp.where(near, heat, 0.0), axis=(-2, -1)) / jnp.maximum(total, 1e-12)
+  xy = geometry.index_to_point_xy(index)
+  if readout != "argmax":
+    pixel = geometry.point_to_index_yx(points_xy, heat.shape[-2:])
+    xy = xy + points_xy - geometry.index_to_point_xy(pixel)
+  return PointFlow(
+    xy,
+    response.peak >= occlusion_threshold,
+    jnp.clip(share, 0.0, 1.0),
+  )
+
+
+def respond_and_read(
+  predict_fn: multimask.PredictFn,
+  mark: Any,
+  frames: Float[Array, "n 2 h w 3"],
+  masks: Bool[Array, "n m 2 gh gw"],
+  clean: Prediction,
+  points_xy: Float[Array, "n 2"],
+  *,
+  plan: multimask.Plan,
+  order: str = "release",
+  average: str = "hidden",
+  **reading: Any,
+) -> PointFlow:
+  """Responses of some points, each with its own pair, masks and clean predictions, read out.
+
+  The arguments are those of `multimask.respond` and `read_out`.
+  """
+  response = multimask.respond(
+    predict_fn,
+    mark,
+    frames,
+    masks,
+    clean,
+    points_xy,
+    masks_at_once=plan.masks,
+    order=order,
+    average=average,
+  )
+  return read_out(response, points_xy, **reading)
+
+
+def flow_points(
+  predict_fn: multimask.PredictFn,
+  mark: Any,
+  frames: Float[Array, "p 2 h w 3"],
+  masks: Bool[Array, "p m 2 gh gw"],
+  clean: Prediction,
+  pair_of: Int[Array, " n"],
+  points_xy: Float[Array, "n 2"],
+  valid: Bool[Array, " n"],
+  *,
+  plan: multimask.Plan,
+  **settings: Any,
+) -> PointFlow:
+  """Destinations of points of several pairs, whose clean predictions are at hand.
+
+  Heat maps live only within a step of `plan.points` points, so memory does not grow with n.
+
+  Args:
+    predict_fn: (frames, mask) -> Prediction; under jit a `jax.tree_util.Partial`, so that
+      parameters are arguments and not constants of the program.
+    mark: see `perturb`; under jit a Partial too.
+    frames: normalised pairs.
+    masks: the masks of each pair.
+    clean: what `multimask.clean_predictions` gave for these pairs and masks.
+    pair_of: index of each point's pair.
+    points_xy: continuous (x, y), pixels of the predictor's image.
+    valid: False for padding.
+    **settings: order and average of `multimask.respond`; readout, inverse_temperature and
+      occlusion_threshold of `read_out`.
+
+  Returns:
+    xy [n, 2] in pixels of the predictor's image, visible [n], confidence [n]; padding is undefined.
+  """
+
+  def step(items):
+    pair, points = items
+    return respond_and_read(
+      predict_fn,
+      mark,
+      frames[pair],
+      masks[pair],
+      jax.tree.map(lambda x: x[pair], clean),
+      points,
+      plan=plan,
+      **settings,
+    )
+
+  return multimask.map_chunks(step, (pair_of, points_xy), valid, chunk=plan.points)
+
+
+def flow_pair(
+  predict_fn: multimask.PredictFn,
+  mark: Any,
+  frames: Float[Array, "2 h w 3"],
+  masks: Bool[Array, "m 2 gh gw"],
+  points_xy: Float[Array, "n 2"],
+  **settings: Any,
+) -> PointFlow:
+  """Destinations of the points of one pair, all passes at once; the short form for small problems.
+
+  Args:
+    frames: one normalised pair.
+    points_xy: continuous (x, y), pixels of the predictor's image.
+    **settings: as in `flow_points`.
+  """
+  n, m = points_xy.shape[0], masks.shape[0]
+  clean = multimask.clean_predictions(
+    predict_fn, frames[None], masks[None], jnp.ones(1, bool), chunk=m
+  )
+  return flow_points(
+    predict_fn,
+    mark,
+    frames[None],
+    masks[None],
+    clean,
+    jnp.zeros(n, jnp.int32),
+    points_xy,
+    jnp.ones(n, bool),
+    plan=multimask.Plan(clean=m, points=n, masks=m),
+    **settings,
+  )
+
+
+def explain_point(
+  predict_fn: multimask.PredictFn,
+  mark: Any,
+  frames: Float[Array, "1 2 h w 3"],
+  masks: Bool[Array, "1 m 2 gh gw"],
+  clean: Prediction,
+  points_xy: Float[Array, "1 2"],
+  *,
+  order: str,
+  average: str,
+  **reading: Any,
+) -> tuple[Float[Array, "h w 3"], Float[Array, "m h w 3"], Response, PointFlow]:
+  """One question with its intermediates.
+
+  Returns:
+    The (first mask's) marked frame 1, the predictions with the mark, the response and what is read
+    from it, both with a leading axis of one point; all at the predictor's resolution, normalised.
+  """
+  marked = multimask.mark_frames(mark, frames[:, 0], clean.tokens, points_xy)
+  answers = multimask.marked_predictions(predict_fn, marked, frames[:, 1], masks)
+  sums = multimask.sum_over_masks(answers - clean.image, order=order)
+  response = multimask.average_over_masks(*sums, masks, order=order, average=average)
+  return marked[0, 0], answers[0], response, read_out(response, points_xy, **reading)

@@ -1,0 +1,385 @@
+"""`Tracker`: a predictor, a mark and a way of asking, applied to frames and videos of any size.
+
+What users and evaluators call. It checks what it is given and puts answers together; the work
+itself is the engine's (`counterfactual.engine`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from cwm_jax import geometry
+from cwm_jax.counterfactual import engine, flow, multimask, perturb
+from cwm_jax.counterfactual import masks as masks_lib
+from cwm_jax.types import Explanation, InputError, PointFlow, Prediction, Tracks
+
+EMBEDDED_WEIGHTS = "predictor-tiny.safetensors"
+
+
+@dataclass(frozen=True)
+class _Apply:
+  """`model.apply` at one number of visible patches; equal ones share their compiled programs."""
+
+  model: Any
+  num_visible: int
+
+  def __call__(self, params: Any, frames: Any, mask: Any) -> Prediction:
+    return self.model.apply({"params": params}, frames, mask, num_visible=self.num_visible)
+
+
+class Tracker:
+  """Follows points by asking a predictor counterfactual questions.
+
+  `Tracker.load` takes weights; the constructor takes the parts, which may be a toy of three lines.
+  Coordinates are continuous pixels of the frames as given: a pixel's centre is its index + 0.5.
+  """
+
+  def __init__(
+    self,
+    predict_fn: Callable[[Any, Any], Prediction],
+    *,
+    image_hw: tuple[int, int],
+    patch: int,
+    num_masks: int = 10,
+    mask_ratio: float = 0.9,
+    zoom: int = 0,
+    mark: Mapping[str, Any] | perturb.Mark | None = None,
+    readout: str = "argmax",
+    masks_seed: int = 0,
+    memory_budget: float | None = None,
+    order: str = "release",
+    average: str = "hidden",
+    inverse_temperature: float = 200.0,
+    occlusion_threshold: float = 0.05,
+  ):
+    """Puts a tracker together.
+
+    Args:
+      predict_fn: (frames [B, 2, h, w, 3] normalised, mask [B, 2, gh, gw]) -> Prediction. As a
+        `jax.tree_util.Partial` its parameters are arguments of the compiled programs; what a plain
+        function closes over becomes constants.
+      image_hw: the size that `predict_fn` sees.
+      patch: side of its patches in pixels.
+      num_masks: N of MM-N.
+      mask_ratio: share of frame 2's patches that is hidden.
+      zoom: rounds of multi-scale refinement after the whole frame.
+      mark: a mark (see `counterfactual.perturb`), its description as a dict, or None for a red
+        square of half a patch.
+      readout: "argmax" (a pixel's centre), "soft" or "window" (sub-pixel).
+      masks_seed: of the masks; all pairs get the same ones, so an answer depends on its pair alone.
+      memory_budget: bytes for the passes in flight; None takes a quarter of the device's memory, or
+        1 GiB where that is not told.
+      order: of averaging over masks, "release" (signed differences) or "paper" (L1 responses).
+      average: "hidden" (over the masks that hide a pixel) or "release" (over all masks).
+      inverse_temperature: of the soft read-out.
+      occlusion_threshold: a point counts as visible when its peak response, in normalised units,
+        reaches this.
+
+    Raises:
+      InputError: a setting that cannot be.
+    """
+    if readout not in flow.READOUTS:
+      raise InputError(f"the read-out is {readout!r}; choose one of {', '.join(flow.READOUTS)}")
+    multimask.check_averaging(order, average)
+    h, w = image_hw
+    if h % patch or w % patch:
+      raise InputError(f"an image of {h} x {w} does not divide into patches of {patch} pixels")
+    if mark is None:
+      mark = perturb.Square(size=max(1, patch // 2))
+    elif isinstance(mark, Mapping):
+      mark = perturb.build(mark)
+    self._engine = engine.Engine(
+      predict_fn,
+      mark,
+      engine.make_masks(
+        masks_seed,
+        grid_hw=(h // patch, w // patch),
+        mask_ratio=mask_ratio,
+        num_masks=num_masks,
+        zoom=zoom,
+      ),
+      patch=patch,
+      memory_budget=memory_budget,
+      settings=dict(
+        order=order,
+        average=average,
+        readout=readout,
+        inverse_temperature=inverse_temperature,
+        occlusion_threshold=occlusion_threshold,
+      ),
+    )
+
+  @classmethod
+  def load(
+    cls,
+    name_or_path: str | Path | None = None,
+    *,
+    num_masks: int = 10,
+    mask_ratio: float | None = None,
+    zoom: int = 0,
+    mark: Mapping[str, Any] | perturb.Mark | None = None,
+    readout: str = "argmax",
+    masks_seed: int = 0,
+    dtype: str | None = None,
+    memory_budget: float | None = None,
+    **settings: Any,
+  ) -> Tracker:
+    """Makes a tracker from a weights file.
+
+    Args:
+      name_or_path: a safetensors file of this project; None takes the weights in the package.
+      mask_ratio: None takes what the weights were trained with.
+      mark: None takes what the weights file recommends, or a red square where it says nothing.
+      dtype: compute dtype, "float32" or "bfloat16"; None takes the file's.
+      num_masks, zoom, readout, masks_seed, memory_budget, **settings: see the constructor.
+
+    Raises:
+      InputError: no such file, or one that is not a weights file, or a setting that cannot be.
+    """
+    from cwm_jax import models
+    from cwm_jax.pretrained import weights
+
+    if name_or_path is None:
+      path = Path(str(resources.files("cwm_jax.weights") / EMBEDDED_WEIGHTS))
+    else:
+      path = Path(name_or_path)
+    if not path.is_file():
+      raise InputError(f"there is no weights file {str(path)!r}")
+    params, config = weights.load(path)
+    weights.check_fit(params, config, where=f"weights file {path}")
+    model = dict(config["model"])
+    if dtype is not None:
+      model["dtype"] = dtype
+    ratio = model["mask_ratio"] if mask_ratio is None else mask_ratio
+    (h, w), patch = model["image_hw"], model["patch"]
+    grid_hw = (h // patch, w // patch)
+    num_visible = grid_hw[0] * grid_hw[1] + masks_lib.num_visible_patches(grid_hw, ratio)
+    return cls(
+      Partial(_Apply(models.build(model), num_visible), jax.tree.map(jnp.asarray, params)),
+      image_hw=(h, w),
+      patch=patch,
+      num_masks=num_masks,
+      mask_ratio=ratio,
+      zoom=zoom,
+      mark=mark if mark is not None or "mark" not in config else config["mark"],
+      readout=readout,
+      masks_seed=masks_seed,
+      memory_budget=memory_budget,
+      **settings,
+    )
+
+  def track(self, video: Iterable[Any], queries_tyx: Any, *, mode: str = "query") -> Tracks:
+    """Follows each query through all frames after its own.
+
+    Each later frame is compared with the query's frame directly, so errors do not add up.
+
+    Args:
+      video: uint8 [T, H, W, 3], or any iterable of frames uint8 [H, W, 3], which is consumed once,
+        frame by frame; only query frames are kept.
+      queries_tyx: [N, 3], (frame index, y, x).
+      mode: "query", the one way there is.
+
+    Returns:
+      Tracks of NumPy arrays, [N, T, ...]. Before the query's frame a point is invisible and lies
+      where it was asked for.
+
+    Raises:
+      InputError: frames or queries that cannot be used.
+    """
+    if mode != "query":
+      raise InputError(f"the mode is {mode!r}; this tracker knows 'query'")
+    start, points = _read_queries(queries_tyx)
+    kept: dict[int, engine.Frame] = {}
+    columns: list[Any] = []
+    video_hw = None
+    for t, image in enumerate(video):
+      frame, video_hw = self._frame(image, video_hw)
+      if t == 0:
+        _check_inside(points, video_hw)
+      if t in start:
+        kept[t] = frame
+      columns.append(self._ask_frame(frame, kept, start, points, t, video_hw))
+      if t:
+        # One frame late, so that the device has this frame's work while the host waits.
+        columns[t - 1] = _finish_column(*columns[t - 1])
+    if not columns:
+      raise InputError("the video has no frames")
+    columns[-1] = _finish_column(*columns[-1])
+    if start.size and start.max() >= len(columns):
+      raise InputError(
+        f"a query names frame {start.max()}, but the video has {len(columns)} frames, from 0 on"
+      )
+    return Tracks(*(np.stack(values, axis=1) for values in zip(*columns)))
+
+  def flow(self, frame1: Any, frame2: Any, points_xy: Any) -> PointFlow:
+    """Where points of frame 1 are in frame 2.
+
+    Args:
+      frame1, frame2: uint8 [H, W, 3].
+      points_xy: [N, 2].
+
+    Returns:
+      PointFlow of NumPy arrays; xy are destinations.
+
+    Raises:
+      InputError: frames or points that cannot be used.
+    """
+    answer = self.pairs([(frame1, frame2)], np.asarray(points_xy, np.float32)[None])
+    return PointFlow(*(values[0] for values in answer))
+
+  def pairs(self, frames: Iterable[Any], points_xy: Any) -> PointFlow:
+    """`flow` for many pairs of one size.
+
+    Args:
+      frames: uint8 [P, 2, H, W, 3], or an iterable of pairs.
+      points_xy: [P, N, 2].
+
+    Returns:
+      PointFlow of NumPy arrays: xy [P, N, 2], visible [P, N], confidence [P, N].
+
+    Raises:
+      InputError: frames or points that cannot be used.
+    """
+    points = np.asarray(points_xy, np.float32)
+    if points.ndim != 3 or points.shape[2] != 2:
+      raise InputError(f"points are (x, y), [pairs, points, 2], not {list(points.shape)}")
+    num_pairs, num_points = points.shape[:2]
+    video_hw, group, waiting, done = None, [], None, []
+    for count, (first, second) in enumerate(frames, start=1):
+      if count > num_pairs:
+        raise InputError(f"there are points for {num_pairs} pairs of frames, but more pairs")
+      frame1, video_hw = self._frame(first, video_hw)
+      frame2, video_hw = self._frame(second, video_hw)
+      group.append((frame1, frame2))
+      if len(group) == self._engine.pairs_at_once or count == num_pairs:
+        asked = points[count - len(group) : count].reshape(-1, 2)
+        _check_inside(asked, video_hw)
+        pair_of = np.repeat(np.arange(len(group)), num_points)
+        if waiting is not None:
+          done.append(waiting.fetch())
+        waiting = self._engine.ask(group, pair_of, asked, video_hw)
+        group = []
+    if waiting is None or group:
+      raise InputError(f"there are points for {num_pairs} pairs of frames, but fewer pairs")
+    done.append(waiting.fetch())
+    joined = (np.concatenate(values) for values in zip(*done))
+    return PointFlow(*(v.reshape(num_pairs, num_points, *v.shape[1:]) for v in joined))
+
+  def dense_flow(self, frame1: Any, frame2: Any, stride: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Flow on a grid: the centre of every `stride` x `stride` cell that fits into the frame.
+
+    Returns:
+      flow_xy float32 [h, w, 2], (dx, dy) in pixels, and points_xy [h, w, 2], where it starts.
+
+    Raises:
+      InputError: frames that cannot be used, or a stride that does not fit.
+    """
+    h, w = _check_image(frame1).shape[:2]
+    if not 1 <= stride <= min(h, w):
+      raise InputError(f"a stride of {stride} pixels does not fit a frame of {w} x {h}")
+    x, y = np.arange(w // stride) + 0.5, np.arange(h // stride) + 0.5
+    points = np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32) * stride
+    answer = self.flow(frame1, frame2, points.reshape(-1, 2))
+    return answer.xy.reshape(points.shape) - points, points
+
+  def explain(self, frame1: Any, frame2: Any, point_xy: Any) -> Explanation:
+    """One question with everything in between, on the whole frame (zoom's rounds are left out).
+
+    Args:
+      frame1, frame2: uint8 [H, W, 3].
+      point_xy: [2].
+
+    Returns:
+      An Explanation of NumPy arrays. Predictions are RGB, and frame 2 itself where it is revealed.
+
+    Raises:
+      InputError: frames or a point that cannot be used.
+    """
+    one, video_hw = self._frame(frame1, None)
+    two, video_hw = self._frame(frame2, video_hw)
+    point = np.asarray(point_xy, np.float32).reshape(-1)
+    _check_inside(point[None], video_hw)
+    marked, clean, answers, response, answer = self._engine.explain((one, two), point, video_hw)
+    masks = self._engine.masks[0, :, 1]
+    hidden = masks_lib.patches_to_pixels(masks, self._engine.patch)[..., None]
+
+    def show(prediction):
+      return np.asarray(geometry.unnormalise(jnp.where(hidden, prediction, two.small)))
+
+    return Explanation(
+      mark=np.asarray(marked - one.small),
+      marked=np.asarray(geometry.unnormalise(marked)),
+      masks=np.asarray(masks),
+      clean=show(clean),
+      counterfact=show(answers),
+      responses=np.asarray(jnp.sum(jnp.abs(answers - clean), axis=-1)),
+      mean=np.asarray(response.heat[0]),
+      from_xy=point,
+      to_xy=np.asarray(answer.xy[0]),
+      visible=np.asarray(answer.visible[0]),
+    )
+
+  def _frame(self, image: Any, video_hw: Any) -> tuple[engine.Frame, tuple[int, int]]:
+    """A frame on the device, and its size, which must be that of the frames before it."""
+    image = _check_image(image)
+    if video_hw not in (None, image.shape[:2]):
+      raise InputError(f"a frame is {image.shape[:2]} in size, the ones before it are {video_hw}")
+    return self._engine.prepare(image), image.shape[:2]
+
+  def _ask_frame(self, frame, kept, start, points, t, video_hw):
+    """Starts the work of frame t: what is known already, who is asked, the answers to come."""
+    here = start == t
+    known = PointFlow(points.copy(), here, here.astype(np.float32))
+    active = np.flatnonzero(start < t)
+    if not active.size:
+      return known, active, None
+    times, pair_of = np.unique(start[active], return_inverse=True)
+    pairs = [(kept[time], frame) for time in times.tolist()]
+    return known, active, self._engine.ask(pairs, pair_of, points[active], video_hw)
+
+
+def _finish_column(known: PointFlow, active: np.ndarray, pending: Any) -> PointFlow:
+  if pending is not None:
+    for mine, theirs in zip(known, pending.fetch()):
+      mine[active] = theirs
+  return known
+
+
+def _read_queries(queries_tyx: Any) -> tuple[np.ndarray, np.ndarray]:
+  """int [N] frame indices and float32 [N, 2] (x, y)."""
+  queries = np.asarray(queries_tyx, np.float32)
+  if queries.ndim != 2 or queries.shape[1] != 3:
+    raise InputError(f"queries are rows of (frame, y, x), not an array {list(queries.shape)}")
+  if not np.isfinite(queries).all():
+    raise InputError("a query has a coordinate that is not a finite number")
+  start = queries[:, 0].astype(int)
+  if start.size and (start.min() < 0 or (start != queries[:, 0]).any()):
+    raise InputError("a query's frame index is a whole number from 0 on")
+  return start, np.ascontiguousarray(queries[:, :0:-1])
+
+
+def _check_image(image: Any) -> np.ndarray:
+  image = np.asarray(image)
+  if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+    raise InputError(
+      f"a frame is RGB, uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
+    )
+  return image
+
+
+def _check_inside(points_xy: np.ndarray, size_hw: tuple[int, int]) -> None:
+  """Raises InputError unless all points (x, y) lie in an image of that size."""
+  h, w = size_hw
+  inside = (points_xy >= 0).all(axis=-1) & (points_xy <= (w, h)).all(axis=-1)
+  if points_xy.shape[-1] != 2 or not inside.all():
+    bad = points_xy[~inside][0]
+    raise InputError(f"the point (x={bad[0]:g}, y={bad[1]:g}) lies outside the {w} x {h} frames")
