@@ -52,7 +52,8 @@ def flow_colours(
     longest = float(length.max(initial=0.0))
   length = length / max(longest, 1e-9)
   wheel = _wheel()
-  # The published wheel starts with red at direction (1, 0) and turns with y pointing down.
+  # Red is direction (1, 0); angles grow from x to y, which points down. As published, a whole turn
+  # spans one step less than the wheel has.
   place = (np.arctan2(-flow[..., 1], -flow[..., 0]) / np.pi + 1) / 2 * (len(wheel) - 1)
   low = np.floor(place).astype(int)
   share = (place - low)[..., None]
@@ -283,13 +284,13 @@ def write_mp4(
 
 
 def _wheel() -> np.ndarray:
-  """[56, 3] in [0, 1]: once round the wheel, the first colour again at the end."""
+  """[55, 3] in [0, 1]: the colours once round the wheel."""
   starts = np.array([colour for _, colour in _WHEEL], float) / 255.0
   parts = []
   for i, (steps, _) in enumerate(_WHEEL):
     share = np.arange(steps)[:, None] / steps
     parts.append(starts[i] * (1 - share) + starts[(i + 1) % len(starts)] * share)
-  return np.concatenate([*parts, starts[:1]])
+  return np.concatenate(parts)
 
 
 def _between(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
