@@ -149,13 +149,14 @@ def _times_and_pictures(path):
   with av.open(str(path)) as container:
     stream = container.streams.video[0]
     stamp = "dts" if container.format.name == "avi" else "pts"
-    decoded = [
-      (getattr(frame, stamp), zlib.crc32(frame.to_ndarray(format="rgb24").tobytes()))
-      for frame in container.decode(stream)
-    ]
-    times = [float((ticks - (stream.start_time or 0)) * stream.time_base) for ticks, _ in decoded]
+    ticks, pictures = [], []
+    for frame in container.decode(stream):
+      known = getattr(frame, stamp)
+      ticks.append(ticks[-1] + 1 if known is None else known)  # AVI's last frames have none
+      pictures.append(zlib.crc32(frame.to_ndarray(format="rgb24").tobytes()))
+    times = [float((t - (stream.start_time or 0)) * stream.time_base) for t in ticks]
   assert times == sorted(times)
-  return np.array(times), [picture for _, picture in decoded]
+  return np.array(times), pictures
 
 
 def test_every_real_clip_gives_the_right_pair_from_anywhere(cwm_data):

@@ -1,0 +1,145 @@
+"""Throughput of the data: the video source against bare PyAV, scenes drawn and rendered.
+
+Run by `launch/bench data`. Repetitions of the two sides are interleaved, so that other work on the
+machine falls on both, and the median of their ratios is reported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+import av
+import jax
+import numpy as np
+
+from cwm_jax.configs import base
+from cwm_jax.data import listing, procedural, rendering
+from cwm_jax.data.loader import example_stream, make_loader
+from cwm_jax.types import InputError
+
+IMAGE_HW = (256, 256)
+GAP_MS = 150.0
+BATCH = 8
+BATCHES = 6  # timed in each repetition
+REPETITIONS = 5
+READ_AHEAD = 4  # batches that the worker's queues hold, and one in the making
+SEED = 0
+
+
+def raw_pair(path: str, share: float, gap_s: float) -> list[np.ndarray]:
+  """The same two frames by PyAV alone: one seek, decode forward, RGB of the two."""
+  with av.open(path) as container:
+    stream = container.streams.video[0]
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+    start, base = stream.start_time or 0, stream.time_base
+    duration = float(stream.duration * base) if stream.duration else container.duration / 1e6
+    latest = max(0.0, duration - gap_s - 1 / float(stream.average_rate))
+    wanted = [share * latest, share * latest + gap_s]
+    if wanted[0] > 0:
+      container.seek(round(wanted[0] / base) + start, stream=stream)
+    pictures, previous = [], None
+    for frame in container.decode(stream):
+      # As the source does, look one frame further to know which one is on display.
+      if previous is not None and float((frame.pts - start) * base) > wanted[len(pictures)]:
+        pictures.append(previous.to_ndarray(format="rgb24"))
+        if len(pictures) == 2:
+          break
+      previous = frame
+    return pictures
+
+
+class _Turns:
+  """A source that only says which item's turn it is."""
+
+  def __init__(self, items: int):
+    self.items = items
+
+  def example(self, position: int, item: int) -> int:
+    return item
+
+
+def bench_video(folder: str) -> dict:
+  """Pairs/s of the loader with one worker, and of bare PyAV in one process, on the same seeks."""
+  paths = listing.list_videos(folder)
+  data = base.get_config().data
+  data.batch_size, data.num_workers, data.prefetch = BATCH, 1, 1
+  data.sources.scenes.weight, data.sources.video.weight = 0.0, 1.0
+  data.sources.video.update(dict(paths=folder, gap_ms=GAP_MS))
+  turns = example_stream(_Turns(len(paths)), seed=SEED)
+  loader = make_loader(data, image_hw=IMAGE_HW, seed=SEED)
+  loader_rates, raw_rates = [], []
+  for repetition in range(REPETITIONS + 1):  # the first one starts the worker and fills caches
+    # What was read ahead must not count: when it is used up, time what the worker makes.
+    for _ in range(READ_AHEAD):
+      next(loader)
+    began = time.perf_counter()
+    positions = np.concatenate([next(loader)["index"] for _ in range(BATCHES)])
+    loader_seconds = time.perf_counter() - began
+    # The worker reads ahead again; it must be at rest while the other side is timed.
+    time.sleep(1.5 * READ_AHEAD * loader_seconds / BATCHES)
+    began = time.perf_counter()
+    for position in positions.tolist():
+      share = np.random.default_rng([SEED, position]).random()
+      raw_pair(paths[turns[position]], share, GAP_MS / 1000)
+    raw_seconds = time.perf_counter() - began
+    if repetition:
+      loader_rates.append(len(positions) / loader_seconds)
+      raw_rates.append(len(positions) / raw_seconds)
+  loader.close()
+  ratios = np.array(loader_rates) / np.array(raw_rates)
+  return dict(
+    measure="video",
+    pairs_per_second=round(float(np.median(loader_rates)), 2),
+    raw_pairs_per_second=round(float(np.median(raw_rates)), 2),
+    ratio=round(float(np.median(ratios)), 3),
+    ratios=np.round(ratios, 3).tolist(),
+    files=len(paths),
+    skipped=loader.skipped(),
+    image_hw=IMAGE_HW,
+  )
+
+
+def bench_scenes() -> dict:
+  """Scenes/s drawn in NumPy by one thread, and pairs/s rendered on this machine's device."""
+  count, size_hw = 64, (64, 64)
+  began = time.perf_counter()
+  drawn = [procedural.draw_scene(seed, procedural.PRESETS["worlds"]) for seed in range(count)]
+  draw_seconds = time.perf_counter() - began
+  scenes = {name: np.stack([scene[name] for scene in drawn]) for name in drawn[0]}
+
+  def render():
+    jax.block_until_ready(rendering.render(scenes, size_hw=size_hw, texture_size=size_hw[0]).frames)
+
+  render()  # compiles
+  seconds = []
+  for _ in range(REPETITIONS):
+    began = time.perf_counter()
+    render()
+    seconds.append(time.perf_counter() - began)
+  return dict(
+    measure="scenes",
+    drawn_per_second=round(count / draw_seconds, 1),
+    rendered_pairs_per_second=round(count / float(np.median(seconds)), 1),
+    size_hw=size_hw,
+    device=jax.devices()[0].device_kind,
+  )
+
+
+def main() -> int:
+  folder = (
+    sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.environ.get("CWM_DATA", ""), "clips")
+  )
+  try:
+    print(json.dumps(bench_video(folder)), flush=True)
+  except InputError as error:
+    print(f"{error}; name a folder of videos or set CWM_DATA", file=sys.stderr)
+    return 2
+  print(json.dumps(bench_scenes()), flush=True)
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
