@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from cwm_jax.types import InputError
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   Args:
     argv: arguments without the program's name; None takes the process's own.
   """
+  if argv is None:
+    _leave_at_ctrl_c()
   try:
     options = vars(_parser().parse_args(argv))
     module, _, function = options.pop("run").partition(":")
@@ -51,6 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   except OSError as error:
     print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
     return 2
+
+
+def _leave_at_ctrl_c() -> None:
+  """Makes Ctrl-C end the process at once with exit code 130.
+
+  Python would raise KeyboardInterrupt, which waits for a long computation on the device to end, and
+  is lost where it strikes a garbage-collection callback. A thread that is woken by the signal itself
+  does neither.
+  """
+  woken, wake = os.pipe()
+  os.set_blocking(wake, False)
+  signal.set_wakeup_fd(wake)
+  signal.signal(signal.SIGINT, lambda *_: None)
+
+  def leave():
+    while signal.SIGINT not in os.read(woken, 1):
+      pass
+    os.write(sys.stderr.fileno(), b"interrupted\n")
+    os._exit(130)
+
+  threading.Thread(target=leave, daemon=True).start()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -54,7 +54,7 @@ def track(
       clip.frames(),
       tracks.xy,
       tracks.visible,
-      starts=queries[:, 0].astype(int),
+      starts=queries[:, 0].astype(int).tolist(),
       scale=2 if min(clip.size_hw) < _SMALL else 1,
     )
     files.append(viz.write_mp4(folder / "overlay.mp4", drawn, fps=clip.fps))

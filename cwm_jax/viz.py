@@ -1,7 +1,7 @@
 """Pictures: flow colours, heat maps, tracks drawn on video, labelled pages; PNG and MP4 writers.
 
 Arrays in, arrays out: images are uint8 [H, W, 3], RGB; coordinates are continuous (x, y) pixels of
-the image that they are drawn on (a pixel's centre is index + 0.5). NumPy and Pillow only.
+the image that they are drawn on (a pixel's centre is index + 0.5).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import colorsys
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -260,12 +262,10 @@ def write_mp4(
   Raises:
     InputError: the path cannot be written, or there are no frames.
   """
-  from fractions import Fraction
-
-  import av
-
+  path = Path(path)
+  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
   try:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
       stream = None
       for frame in frames:
         h, w = frame.shape[:2]
@@ -278,9 +278,12 @@ def write_mp4(
       if stream is None:
         raise InputError(f"no frames to write to {path}")
       container.mux(stream.encode())
+    os.replace(partial, path)
   except OSError as error:
     raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-  return Path(path)
+  finally:
+    partial.unlink(missing_ok=True)
+  return path
 
 
 def _wheel() -> np.ndarray:
