@@ -245,14 +245,24 @@ class VideoFile:
   def _rate(self) -> float:
     return float(self._stream.average_rate or self._stream.guessed_rate or 0)
 
+  def _margin_s(self) -> float:
+    return max(0.25, 3 / self._rate()) if self._rate() else 1.0
+
   def _start_s(self) -> float:
     return float((self._stream.start_time or 0) * self._stream.time_base)
 
   def _displayed_at(self, time_s: float) -> tuple[_Timed, Iterator[_Timed]]:
     """The frame on display at a time, and those after it."""
+    # On the way there, frames that no other leans on need no decoding. Should the one that is found
+    # be as old as those left out, one of them might have been the right one.
+    skip_before = time_s - self._margin_s()
+    first, later = self._find(time_s, skip_before)
+    return (first, later) if first.time_s >= skip_before else self._find(time_s, None)
+
+  def _find(self, time_s: float, skip_before: float | None) -> tuple[_Timed, Iterator[_Timed]]:
     back = 0.0
     while True:
-      frames = self._decode_from(time_s - back)
+      frames = self._decode_from(time_s - back, skip_before)
       first = next(frames, None)
       if first and first.time_s <= time_s + _SAME_INSTANT_S:
         break
@@ -271,31 +281,39 @@ class VideoFile:
       raise InputError(f"{self._name} ends at {first.time_s:.3f} s, before {time_s:.3f} s")
     return first, iter(())
 
-  def _decode_from(self, time_s: float) -> Iterator[_Timed]:
+  def _decode_from(self, time_s: float, skip_before: float | None) -> Iterator[_Timed]:
     """Frames from the nearest keyframe at or before a time, as near as the format allows."""
-    if time_s <= 0:
-      if not self._fresh:
-        self._reopen()
-    else:
+    if not self._fresh:  # what was decoded before must not leak into what follows
+      self._reopen()
+    sought = time_s > 0
+    if sought:
       pts = round((time_s + self._start_s()) / self._stream.time_base)
       try:
         self._container.seek(pts, stream=self._stream, backward=True)
       except (av.FFmpegError, OSError):
         self._reopen()  # no seeking in this format: decode from the beginning
+        sought = False
     self._fresh = False
-    return self._decode()
+    return self._decode(skip_before, sought)
 
-  def _decode(self) -> Iterator[_Timed]:
+  def _decode(self, skip_before: float | None, sought: bool) -> Iterator[_Timed]:
     start, base, rate = self._start_s(), self._stream.time_base, self._rate()
+    # AVI stores no presentation times, and those made up for B-frames go back and forth.
+    avi = self._container.format.name == "avi"
     time_s = -1.0
     for packet in self._container.demux(self._stream):
+      early = packet.pts is not None and skip_before is not None and not avi
+      early = early and float(packet.pts * base) - start < skip_before
+      self._stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
       for frame in packet.decode():
-        # After a seek these are often frames that lean on earlier ones: no fault of the file.
         if frame.is_corrupt:
+          # Some files call frames keyframes that are none: all that follows would be wrong.
+          if sought and frame.key_frame:
+            return
           self._left_out += 1
           continue
-        # AVI stores no presentation times, and those made up for B-frames go back and forth.
-        ticks = frame.dts if self._container.format.name == "avi" else frame.pts
+        sought = False
+        ticks = frame.dts if avi else frame.pts
         if ticks is not None:
           time_s = float(ticks * base) - start
         else:  # raw streams carry no times: count frames
