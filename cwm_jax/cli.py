@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _leave_at_ctrl_c() -> None:
   """Makes Ctrl-C end the process at once with exit code 130.
 
-  Python would raise KeyboardInterrupt, which waits for a long computation on the device to end, and
-  is lost where it strikes a garbage-collection callback. A thread that is woken by the signal itself
-  does neither.
+  Python would raise KeyboardInterrupt, which waits for a long computation on the device to end and
+  is lost where it strikes a garbage-collection callback. A thread that the signal itself wakes does
+  neither.
   """
   woken, wake = os.pipe()
   os.set_blocking(wake, False)

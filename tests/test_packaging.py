@@ -1,4 +1,4 @@
-"""What is shipped: a wheel with the configs and the weights in it, and launch scripts that parse."""
+"""What is shipped: a wheel that holds configs and weights, and launch scripts that parse."""
 
 from __future__ import annotations
 
