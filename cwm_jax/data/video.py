@@ -285,7 +285,7 @@ class VideoFile:
     """Frames from the nearest keyframe at or before a time, as near as the format allows."""
     if not self._fresh:  # what was decoded before must not leak into what follows
       self._reopen()
-    sought = time_s > 0
+    sought = bool(time_s > 0)
     if sought:
       pts = round((time_s + self._start_s()) / self._stream.time_base)
       try:
