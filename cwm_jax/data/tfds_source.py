@@ -68,10 +68,9 @@ class TfdsSource(PairSource):
     # Decoders of records raise whatever they meet.
     except Exception as error:
       raise InputError(f"{self.name(item)} cannot be read: {error}") from error
-    if isinstance(value, bytes):
-      frames = _decode_video(value, self.name(item))
-    else:
-      frames = value
+    if np.ndim(value) == 0 and not isinstance(value, bytes):
+      raise InputError(f"{self.name(item)}: the field {self._feature} is a number, not a video")
+    frames = _decode_video(value, self.name(item)) if isinstance(value, bytes) else value
     first = int(share * pair_starts(len(frames), self._gap, self.name(item)))
     pair = [self._image(frames[i], item) for i in (first, first + self._gap)]
     if pair[0].shape != pair[1].shape:

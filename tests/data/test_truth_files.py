@@ -1,0 +1,127 @@
+"""Annotated clips and flow files: values, conventions, round trips, the real ones."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cwm_jax.data import flowfiles, tapvid
+from cwm_jax.types import InputError
+
+
+def _clip(occluded):
+  count, frames = occluded.shape
+  points = np.arange(count * frames * 2, dtype=np.float32).reshape(count, frames, 2)
+  return tapvid.TapVidClip("clip", np.zeros((frames, 4, 4, 3), np.uint8), points, occluded)
+
+
+def _rows(questions):
+  return np.stack([questions.point, questions.start, questions.stop], axis=1).tolist()
+
+
+def test_first_asks_from_the_first_visible_frame_about_every_later_one():
+  clip = _clip(np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool))
+  asked = tapvid.queries_first(clip)
+  assert _rows(asked) == [[0, 1, 2], [0, 1, 3], [2, 0, 1], [2, 0, 2], [2, 0, 3]]
+  np.testing.assert_array_equal(asked.start_xy[0], clip.points_xy[0, 1])
+  np.testing.assert_array_equal(
+    tapvid.queries_tyx(asked)[0], [1, clip.points_xy[0, 1, 1], clip.points_xy[0, 1, 0]]
+  )
+
+
+def test_cfg_asks_from_every_visible_frame_about_the_one_a_gap_later():
+  clip = _clip(np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool))
+  assert _rows(tapvid.queries_cfg(clip, gap=2)) == [[0, 1, 3], [2, 0, 2], [2, 1, 3]]
+  assert _rows(tapvid.queries_cfg(clip, gap=4)) == []
+  with pytest.raises(InputError, match="the frame gap is 0"):
+    tapvid.queries_cfg(clip, gap=0)
+
+
+@pytest.mark.parametrize("name", ["c8_tapvid_flatten", "c8_tapvid_flatten_nevervisible"])
+def test_questions_are_those_of_the_release(cwm_goldens, name):
+  golden = np.load(cwm_goldens / f"{name}.npz")
+  first, cfg = [], []
+  for video, clip_name in enumerate(golden["video_names"]):
+    clip = _clip(golden[f"{clip_name}/occluded"])
+    cfg += [[video, *row] for row in _rows(tapvid.queries_cfg(clip, gap=2))]
+    first += [[video, *row] for row in _rows(tapvid.queries_first(clip))]
+  assert cfg == golden["queries_cfg"].tolist()
+  if name == "c8_tapvid_flatten":
+    # The release asks about earlier frames too, and counts points after dropping invisible ones.
+    assert first == [row for row in golden["queries_first"].tolist() if row[3] > row[2]]
+
+
+def test_the_real_annotated_clips_are_read(cwm_data):
+  clips = {clip.name: clip for clip in tapvid.iter_clips(cwm_data / "tapvid_davis")}
+  assert {name: len(clip.points_xy) for name, clip in clips.items()} == {
+    "car-shadow": 25,
+    "dog": 9,
+    "judo": 25,
+  }
+  for clip in clips.values():
+    assert clip.video.shape == (32, 480, 854, 3) and clip.video.dtype == np.uint8
+    visible = clip.points_xy[~clip.occluded]
+    assert visible.min() >= 0 and np.all(visible <= (854, 480))
+  assert len(tapvid.queries_cfg(clips["dog"], gap=5).point) == 207
+
+
+def test_flo_is_what_middlebury_says(tmp_path):
+  values = np.array([1.5, -2.0, 3.0, 4.0, 2e9, 0.0, np.nan, 1.0], "<f4")
+  (tmp_path / "a.flo").write_bytes(b"PIEH" + struct.pack("<ii", 2, 2) + values.tobytes())
+  flow, valid = flowfiles.read_flo(tmp_path / "a.flo")
+  np.testing.assert_array_equal(flow[0], [[1.5, -2.0], [3.0, 4.0]])
+  np.testing.assert_array_equal(valid, [[True, True], [False, False]])
+  np.testing.assert_array_equal(flow[1], 0)
+
+
+def test_flow_survives_writing_and_reading(tmp_path):
+  rng = np.random.default_rng(0)
+  flow = (rng.normal(size=(7, 9, 2)) * 40).astype(np.float32)
+  valid = rng.random((7, 9)) > 0.3
+  flowfiles.write_flo(tmp_path / "a.flo", flow, valid)
+  read, read_valid = flowfiles.read_flo(tmp_path / "a.flo")
+  np.testing.assert_array_equal(read, np.where(valid[..., None], flow, 0))
+  np.testing.assert_array_equal(read_valid, valid)
+  flowfiles.write_kitti(tmp_path / "a.png", flow, valid)
+  read, read_valid = flowfiles.read_kitti(tmp_path / "a.png")
+  np.testing.assert_allclose(read, np.where(valid[..., None], flow, 0), atol=0.5 / 64)
+  np.testing.assert_array_equal(read_valid, valid)
+  with pytest.raises(InputError, match="does not fit KITTI's format"):
+    flowfiles.write_kitti(tmp_path / "b.png", flow + 600)
+
+
+def test_a_kitti_file_is_a_png_with_its_values_in_sixteen_bits(tmp_path):
+  flowfiles.write_kitti(tmp_path / "a.png", np.full((5, 6, 2), (1.0, -2.0)))
+  with Image.open(tmp_path / "a.png") as image:
+    assert image.format == "PNG" and image.size == (6, 5)
+    # Pillow shows the upper bytes: 2**15 + 64 and 2**15 - 128, and 1.
+    assert image.convert("RGB").getpixel((0, 0)) == (128, 127, 0)
+
+
+def test_the_real_flow_pairs_are_read_and_warp_onto_each_other(cwm_data):
+  lengths = {}
+  for pair in flowfiles.iter_flow_pairs(cwm_data / "flow_gt"):
+    lengths[pair.name] = np.linalg.norm(pair.flow_xy, axis=-1)[pair.valid].mean()
+    # Frame 2 looked up where the flow points is nearer to frame 1 than frame 2 as it stands.
+    h, w = pair.valid.shape
+    to = (np.mgrid[:h, :w][::-1].transpose(1, 2, 0) + pair.flow_xy).round().astype(int)
+    inside = pair.valid & np.all((to >= 0) & (to < (w, h)), axis=-1)
+    moved = pair.frame2[to[..., 1][inside], to[..., 0][inside]].astype(int)
+    still = pair.frame2[inside].astype(int)
+    here = pair.frame1[inside].astype(int)
+    assert np.abs(moved - here).mean() < 0.6 * np.abs(still - here).mean(), pair.name
+  assert lengths == pytest.approx(
+    {
+      "flyingchairs/00001_flow": 4.31,
+      "flyingchairs/00002_flow": 2.11,
+      "middlebury/Grove2/flow10": 3.09,
+      "middlebury/RubberWhale/flow10": 1.26,
+      "middlebury/Urban2/flow10": 8.39,
+      "middlebury/Venus/flow10": 3.80,
+      "sintel_alley_1/frame_0001": 2.80,
+    },
+    abs=0.01,
+  )
