@@ -116,7 +116,7 @@ def test_a_memory_budget_changes_the_chunks_and_not_the_answers(network):
   whole, small = ask(memory_budget=2**30), ask(memory_budget=2 * one_pass)
   assert (small._engine.plan.masks, whole._engine.plan.masks) == (2, 4)
   for a, b in zip(whole.flow(*video, points), small.flow(*video, points)):
-    np.testing.assert_allclose(a, b, atol=1e-4)
+    np.testing.assert_allclose(a, b, atol=1e-3)
 
 
 def test_an_answer_does_not_depend_on_the_points_asked_beside_it(network):
@@ -126,7 +126,7 @@ def test_an_answer_does_not_depend_on_the_points_asked_beside_it(network):
   together = tracker.flow(*video, points)
   for count in (1, 5):
     alone = tracker.flow(*video, points[:count])
-    np.testing.assert_allclose(alone.xy, together.xy[:count], atol=1e-4)
+    np.testing.assert_allclose(alone.xy, together.xy[:count], atol=1e-3)
     np.testing.assert_allclose(alone.confidence, together.confidence[:count], atol=1e-5)
 
 

@@ -24,8 +24,9 @@ from cwm_jax.types import InputError, PointFlow, Prediction, Response
 BUCKETS = (1, 4, 16, 64, 256)
 # The default budget: a share of a device that tells its size, a fixed amount on one that does not.
 _SHARE_OF_DEVICE, _BYTES_ELSEWHERE = 0.25, 2**30
-# More passes at once than this bring no more speed.
-_MAX_PASSES, _MAX_PASSES_ON_CPU = 256, 16
+# More passes at once bring no more speed on an accelerator; on a CPU they cost it once attention
+# scores fall out of cache: of passes that take 32 MiB each, five at once are 1.4 x slower than two.
+_MAX_PASSES, _MAX_PASSES_ON_CPU, _BYTES_OF_PASSES_ON_CPU = 256, 16, 64 * 2**20
 
 _SETTINGS = ("order", "average", "readout", "inverse_temperature", "occlusion_threshold")
 _clean_predictions = jax.jit(multimask.clean_predictions, static_argnames=("chunk", "keep_tokens"))
@@ -118,11 +119,13 @@ class Engine:
     if memory_budget is None:
       told = (device.memory_stats() or {}).get("bytes_limit", 0)
       memory_budget = told * _SHARE_OF_DEVICE or _BYTES_ELSEWHERE
+    grid_hw = masks.shape[-2:]
+    pass_bytes = multimask.measure_pass_bytes(self._predict_fn, self.image_hw, grid_hw)
+    max_passes = _MAX_PASSES
+    if device.platform == "cpu":
+      max_passes = min(_MAX_PASSES_ON_CPU, int(_BYTES_OF_PASSES_ON_CPU // pass_bytes))
     self.plan = multimask.plan(
-      num_masks,
-      pass_bytes=multimask.measure_pass_bytes(self._predict_fn, self.image_hw, masks.shape[-2:]),
-      memory_budget=memory_budget,
-      max_passes=_MAX_PASSES_ON_CPU if device.platform == "cpu" else _MAX_PASSES,
+      num_masks, pass_bytes=pass_bytes, memory_budget=memory_budget, max_passes=max_passes
     )
     # The clean predictions of a group of pairs are held while its points are asked about.
     clean_bytes = num_masks * self.image_hw[0] * self.image_hw[1] * 3 * 4
