@@ -23,8 +23,8 @@ from cwm_jax.types import InputError
 
 IMAGE_HW = (256, 256)
 GAP_MS = 150.0
-BATCH = 8
-BATCHES = 6  # timed in each repetition
+BATCH = 4
+BATCHES = 5  # timed in each repetition
 REPETITIONS = 5
 READ_AHEAD = 4  # batches that the worker's queues hold, and one in the making
 SEED = 0

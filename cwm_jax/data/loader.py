@@ -249,7 +249,7 @@ def _openers(
       fade=c["fade"],
       max_objects=c["max_objects"],
       photos=c["photos"],
-      texture_size=c["texture_size"] or max(image_hw),
+      texture_size=c["texture_size"] or min(image_hw),
     )
 
   def video(c: Settings) -> Source:

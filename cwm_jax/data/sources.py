@@ -52,7 +52,7 @@ class ScenesSource:
   """Parameters of procedural scenes; pixels are drawn on the device, by `rendering.render`.
 
   Examples hold "scene/<name>" for every array of `procedural.draw_scene` and, with `photos`,
-  "photos" uint8 [P, texture_size, texture_size, 3].
+  "scene/photos" uint8 [P, texture_size, texture_size, 3].
 
   Args:
     first_seed: scene i of the stream has seed first_seed + i.
@@ -102,7 +102,7 @@ class ScenesSource:
         )
         photos.append(photo)
         skipped += passed
-      example["photos"] = np.stack(photos)
+      example["scene/photos"] = np.stack(photos)
     return {**_header(position, skipped), **example}
 
   def _photo(self, item: int, rng: np.random.Generator) -> np.ndarray:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import grain.python as grain
 import jax
@@ -217,8 +221,8 @@ def test_photographs_go_with_the_scenes(tmp_path):
   loader = make(data)
   batches = take(loader, 3)
   for batch in batches:
-    assert batch["photos"].shape == (4, sources.PHOTOS_PER_SCENE, 16, 16, 3)
-    assert batch["photos"].dtype == np.uint8
+    assert batch["scene/photos"].shape == (4, sources.PHOTOS_PER_SCENE, 16, 16, 3)
+    assert batch["scene/photos"].dtype == np.uint8
   assert loader.skipped() > 0
   assert_same(take(make(data), 3), batches)
 
@@ -239,6 +243,38 @@ def test_workers_never_start_a_jax_backend():
   loader = loader_lib.Loader(stream, num_workers=1, prefetch=1, epoch_examples=0)
   assert not any(batch["started"].any() for batch in take(loader, 3))
   loader.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the worker in /proc")
+def test_workers_end_when_their_trainer_is_killed():
+  code = (
+    "import multiprocessing, time\n"
+    "from cwm_jax.configs import base\n"
+    "from cwm_jax.data.loader import make_loader\n"
+    "if __name__ == '__main__':\n"
+    "  data = base.get_config().data\n"
+    "  data.num_workers, data.batch_size = 1, 1\n"
+    "  loader = make_loader(data, image_hw=(8, 8), seed=0)\n"
+    "  next(loader)\n"
+    "  print(multiprocessing.active_children()[0].pid, flush=True)\n"
+    "  time.sleep(100)\n"
+  )
+  trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+  worker = int(trainer.stdout.readline())
+  trainer.kill()
+  trainer.wait()
+  deadline = time.monotonic() + 20
+  while _runs(worker):
+    assert time.monotonic() < deadline, "the worker outlives its trainer"
+    time.sleep(0.1)
+
+
+def _runs(pid):
+  try:
+    state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+  except FileNotFoundError:
+    return False
+  return state != "Z"  # a zombie has ended; nobody may be there to collect it
 
 
 def test_batches_become_global_arrays():
