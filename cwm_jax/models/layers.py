@@ -55,6 +55,17 @@ def rotate(x: Float[Array, "b n heads d"], table: Float[Array, "b n half 2"]):
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
+def similarity_init(key, shape, dtype=jnp.float32):
+  """Fused query, key, value kernel [c, 3c] whose queries and keys begin equal.
+
+  A token then looks at tokens like itself from the first step on. Finding a patch of frame 2 in
+  frame 1 is what the predictor must learn first, and this is where it starts.
+  """
+  kernel = nn.initializers.xavier_uniform()(key, shape, dtype)
+  query, _, value = jnp.split(kernel, 3, axis=1)
+  return jnp.concatenate([query, query, value], axis=1)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention, with rotary positions where a table is given."""
 
@@ -65,13 +76,14 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "b n c"], rotary=None) -> Float[Array, "b n c"]:
     b, n, c = x.shape
-    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
-    qkv = dense(3 * c, name="qkv")(x).reshape(b, n, 3, self.heads, c // self.heads)
+    qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=similarity_init, name="qkv")(x)
+    qkv = qkv.reshape(b, n, 3, self.heads, c // self.heads)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if rotary is not None:
       q, k = rotate(q, rotary), rotate(k, rotary)
     out = jax.nn.dot_product_attention(q, k, v, implementation=self.attention_impl)
-    return dense(c, name="proj")(out.reshape(b, n, c))
+    proj = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="proj")
+    return proj(out.reshape(b, n, c))
 
 
 class Block(nn.Module):
