@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,10 @@ def convert(*, workdir: str, out: str, dtype: str, as_json: bool) -> None:
   """
   from cwm_jax import checkpoint
 
-  params, config = checkpoint.load_params(workdir)
+  with warnings.catch_warnings():
+    # Orbax warns that the devices of the run are unknown here; nothing is put on devices.
+    warnings.simplefilter("ignore")
+    params, config = checkpoint.load_params(workdir)
   weights_file.check_fit(params, config, where=f"workdir {workdir}")
   path = weights_file.save(out, params, config, dtype=dtype)
   count = sum(int(np.size(value)) for value in weights_file.flatten(params).values())

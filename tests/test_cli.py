@@ -184,8 +184,8 @@ def test_convert_turns_a_checkpoint_into_a_weights_file_that_tracks(capsys, tmp_
   config = {"model": MODEL, "task": "pretrain"}
   workdir = _workdir(tmp_path, _random_params(config), config)
   target = tmp_path / "out.safetensors"
-  code, out, _ = _run(capsys, "convert", workdir, target, "--dtype", "bfloat16")
-  assert code == 0 and str(target) in out
+  code, out, err = _run(capsys, "convert", workdir, target, "--dtype", "bfloat16")
+  assert (code, err) == (0, "") and str(target) in out
   _, params, loaded = weights.load_model(target)
   assert loaded == config
   want = weights.flatten(_random_params(config))
