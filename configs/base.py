@@ -89,6 +89,28 @@ def get_config() -> ConfigDict:
   g.eval_scenes = 64
   g.eval_masks = 4
   g.peak_tflops = 0.0  # of one device, for utilisation; 0 looks the device up
+  # The evaluation job. Trackers: mm<N> is the weights' with N masks; the rest are the names in
+  # evals/trackers.py.
+  c.evaluate = e = ConfigDict()
+  e.trackers = ("mm10", "mm1", "zero", "phase")
+  e.weights = ""  # weights file; "" takes the embedded ones
+  e.mask_ratio = 0.0  # 0 takes what the weights were trained with
+  e.zoom = 0  # rounds of multi-scale refinement
+  # A mark of counterfactual/perturb.py; kind "" takes the weights' own.
+  e.mark = ConfigDict(dict(kind="", colour=(255, 0, 0), size=2, amplitude=1.0, sigma=1.5))
+  e.readout = "window"  # argmax | soft | window
+  e.order = "release"  # release | paper: how masks are averaged
+  e.average = "hidden"  # hidden | release: over which masks
+  e.masks_seed = 0
+  e.dtype = ""  # "" takes the weights' own
+  e.memory_budget = 0.0  # bytes; 0 decides from the device
+  e.scenes = 0  # how many scenes of scenes-test-v1
+  e.honesty = True  # on scenes, also with frame 2 exchanged between pairs
+  e.tapvid = ""  # folder of TAP-Vid clips
+  e.protocols = ("first", "cfg")
+  e.frame_gap = 5  # of protocol cfg
+  e.flow_pairs = ""  # folder of frame pairs with .flo truth
+
   c.profile_steps = 0
   c.debug_nans = False
   return c

@@ -89,9 +89,9 @@ class FlowEvaluator:
     yield "num_points", float(moves.size)
 
 
-def scene_questions(*, limit: int = 500, at_a_time: int = 10) -> Iterator[FlowQuestions]:
+def scene_questions(*, limit: int = 500) -> Iterator[FlowQuestions]:
   """The frozen test set `scenes-test-v1`, its first `limit` scenes."""
-  for pairs in scenes.scenes_test_v1(limit=limit, at_a_time=at_a_time):
+  for pairs in scenes.scenes_test_v1(limit=limit, at_a_time=min(limit, 10)):
     visible = np.ones(pairs.points_xy.shape[:2], bool)
     yield FlowQuestions(pairs.frames, pairs.points_xy, pairs.truth_xy, visible)
 
@@ -101,8 +101,8 @@ def flow_pair_questions(
 ) -> Iterator[tuple[str, FlowQuestions]]:
   """(name, one pair) for each pair with dense truth below a folder.
 
-  Asks about the centres of `per_side` x `per_side` cells whose truth is known and lies in the frame;
-  visibility is not known in these files, so nothing else is left out.
+  Asks about the centres of `per_side` x `per_side` cells whose truth is known and lies in the
+  frame; visibility is not known in these files, so nothing else is left out.
   """
   for pair in flowfiles.iter_flow_pairs(root):
     h, w = pair.valid.shape
