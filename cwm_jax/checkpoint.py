@@ -204,14 +204,25 @@ def load_params(workdir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, A
   steps = sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
   for step in steps:
     try:
-      folder = workdir / CHECKPOINTS / f"{step}"
-      state = ocp.load_checkpointables(folder, dict(state=None))["state"]
-      chosen = state.get("ema") or state["params"]
-      return jax.tree.map(lambda x: np.asarray(x, np.float32), chosen), config
+      return _read_params(workdir / CHECKPOINTS / f"{step}"), config
     # As in `restore`: any damage reads as "try the one before".
     except Exception as error:
       log.warning("checkpoint of step %d cannot be read (%s)", step, _first_line(error))
   raise InputError(f"no checkpoint in {workdir / CHECKPOINTS} can be read")
+
+
+def _read_params(folder: Path) -> dict[str, Any]:
+  """The average, or else the parameters, of one checkpoint; reads nothing else of it."""
+  stored = ocp.metadata(folder, checkpointable_name="state").metadata
+  chosen = "ema" if stored["ema"] else "params"
+  # Onto one device, whatever mesh they were saved from.
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, tree) for name, tree in stored.items()}
+  wanted[chosen] = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored[chosen]
+  )
+  state = ocp.load_checkpointables(folder, dict(state=wanted))["state"]
+  return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), state[chosen])
 
 
 def _first_line(error: Exception) -> str:

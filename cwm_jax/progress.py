@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def _count(jaxpr: Any) -> float:
       inner = math.prod(shape[axis] for axis in contract)
       total += 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
     times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-    total += times * sum(_count(sub) for sub in jax.core.jaxprs_in_params(eqn.params))
+    total += times * sum(_count(sub) for sub in jaxprs_in_params(eqn.params))
   return total
 
 

@@ -64,9 +64,9 @@ def make_update(
       ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
     metrics = dict(
       metrics,
-      grad_norm=optax.global_norm(grads),
-      update_norm=optax.global_norm(updates),
-      param_norm=optax.global_norm(params),
+      grad_norm=optax.tree.norm(grads),
+      update_norm=optax.tree.norm(updates),
+      param_norm=optax.tree.norm(params),
       learning_rate=rate(state.step),
     )
     return TrainState(state.step + 1, params, opt_state, ema), metrics

@@ -189,10 +189,10 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
         checkpoints.save(step, state, data)
         saved_at = time.monotonic()
       meter.pause(time.perf_counter() - paused)
+    _profile(config.profile_steps, step - start, workdir, state, last=leave)
     if leave:
       break
 
-    _profile(config.profile_steps, step - start, workdir, state)
     batch = next(data)
     indices = batch.pop("index")
     pair = render(loader.shard_batch(batch, mesh))
@@ -293,12 +293,13 @@ def _flops_per_pair(task: Any, params: Any, key: Any) -> float:
   return 3 * progress.matmul_flops(task.loss, params, pair, keys)
 
 
-def _profile(steps: int, done: int, workdir: Path, state: Any) -> None:
-  """Traces `steps` steps from the third on: the first two compile."""
-  if steps and done == 2:
+def _profile(steps: int, done: int, workdir: Path, state: Any, *, last: bool) -> None:
+  """Traces `steps` steps from the third on, as far as the run goes: the first two compile."""
+  running = 2 < done <= 2 + steps
+  if steps and done == 2 and not last:
     jax.block_until_ready(state)
     jax.profiler.start_trace(str(workdir / "profile"))
-  if steps and done == 2 + steps:
+  elif running and (last or done == 2 + steps):
     jax.block_until_ready(state)
     jax.profiler.stop_trace()
-    log.info("trace of %d steps in %s", steps, workdir / "profile")
+    log.info("trace of %d steps in %s", done - 2, workdir / "profile")

@@ -15,7 +15,7 @@ from cwm_jax import geometry
 from cwm_jax.counterfactual import flow, masks, multimask, perturb
 from cwm_jax.data import procedural, rendering
 
-_POINTS = 8  # a scene
+_POINTS = 4  # a scene
 _MOVING = 1.0  # pixels; points that move less say nothing about reading motion
 _PASSES = 64  # through the predictor at once
 

@@ -1,0 +1,108 @@
+"""Schedules, and which parameters are decayed, frozen, clipped."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cwm_jax import optim
+from cwm_jax.types import InputError
+
+SETTINGS = dict(
+  total_steps=100,
+  warmup_steps=0,
+  batch_size=64,
+  peak_lr=0.1,
+  scale_lr=False,
+  final_lr_ratio=1.0,
+  b1=0.9,
+  b2=0.95,
+  eps=1e-8,
+  weight_decay=0.0,
+  decay_exclude="bias|mask_token",
+  freeze="",
+  clip_norm=0.0,
+)
+
+
+def params():
+  return {
+    "encoder": {"fc1": {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.ones(3)}},
+    "mask_token": jnp.ones(4),
+  }
+
+
+def one_update(grads, **changes):
+  tx, _ = optim.make(**{**SETTINGS, **changes})
+  updates, _ = tx.update(grads, tx.init(params()), params())
+  return updates
+
+
+def test_the_rate_rises_linearly_then_falls_along_a_half_cosine():
+  rate = optim.learning_rate(peak=2.0, warmup_steps=4, total_steps=12, final_ratio=0.1)
+  np.testing.assert_allclose([rate(i) for i in range(4)], [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
+  np.testing.assert_allclose(rate(8), 2.0 * (0.1 + 0.9 * 0.5), rtol=1e-6)
+  np.testing.assert_allclose([rate(12), rate(50)], [0.2, 0.2], rtol=1e-6)
+
+
+def test_without_warm_up_the_first_update_has_the_peak_rate():
+  rate = optim.learning_rate(peak=2.0, warmup_steps=0, total_steps=10)
+  assert float(rate(0)) == 2.0
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+  with pytest.raises(InputError, match="shorten the warm-up"):
+    optim.learning_rate(peak=1.0, warmup_steps=10, total_steps=10)
+
+
+def test_the_rate_is_scaled_by_the_batch_only_when_asked():
+  _, plain = optim.make(**SETTINGS)
+  _, scaled = optim.make(**{**SETTINGS, "scale_lr": True, "batch_size": 512})
+  np.testing.assert_allclose([plain(0), scaled(0)], [0.1, 0.2], rtol=1e-6)
+
+
+def test_decay_spares_the_excluded_paths():
+  mask = optim.decay_mask(params(), "bias|mask_token")
+  assert mask == {"encoder": {"fc1": {"kernel": True, "bias": False}}, "mask_token": False}
+  zeros = jax.tree.map(jnp.zeros_like, params())
+  updates = one_update(zeros, weight_decay=0.5)
+  np.testing.assert_allclose(updates["encoder"]["fc1"]["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+  assert not updates["mask_token"].any() and not updates["encoder"]["fc1"]["bias"].any()
+
+
+def test_frozen_parameters_do_not_move_and_do_not_count_in_the_clipped_norm():
+  grads = jax.tree.map(jnp.ones_like, params())
+  grads["encoder"]["fc1"]["kernel"] = jnp.full((2, 3), 1e6)
+  settings = dict(freeze="encoder", clip_norm=2.0, eps=1.0, b1=0.0, b2=0.0)
+  updates = one_update(grads, **settings)
+  assert not updates["encoder"]["fc1"]["kernel"].any()
+  # The norm of the trained gradient is 2 and stays; with eps = 1 Adam's step is 1 / (1 + 1).
+  np.testing.assert_allclose(updates["mask_token"], -0.1 * 0.5, rtol=1e-5)
+
+
+def test_clipping_shrinks_a_gradient_that_is_too_long():
+  grads = jax.tree.map(jnp.ones_like, params())  # norm sqrt(13)
+  settings = dict(clip_norm=0.5, eps=1.0, b1=0.0, b2=0.0)
+  clipped = 0.5 / np.sqrt(13)
+  expected = -0.1 * clipped / (clipped + 1)
+  np.testing.assert_allclose(one_update(grads, **settings)["mask_token"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("freeze, told", [("nothing_here", "no parameter"), (".", "every")])
+def test_a_freeze_that_matches_nothing_or_all_is_refused(freeze, told):
+  tx, _ = optim.make(**{**SETTINGS, "freeze": freeze})
+  with pytest.raises(InputError, match=told):
+    tx.init(params())
+
+
+def test_statistics_are_float32_for_bfloat16_gradients():
+  tx, _ = optim.make(**SETTINGS)
+  state = tx.init(params())
+  grads = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params())
+  _, state = tx.update(grads, state, params())
+  kinds = {
+    leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)
+  }
+  assert kinds == {jnp.dtype(jnp.float32)}
