@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwm_jax import commands, inputs, viz
+from cwm_jax.evals import tapvid_metrics
 from cwm_jax.types import Explanation, InputError, Tracks
 
 _GRID = 4  # points a side
@@ -23,7 +24,6 @@ _SIZE_HW = (256, 256)
 _SCENE = 14  # seed of the rendered clip
 _FPS = 12.0
 _RED_SQUARE = {"kind": "square", "colour": [255, 0, 0]}
-_THRESHOLDS = (1, 2, 4, 8, 16)  # pixels at 256 x 256, TAP-Vid's
 
 
 class _Clip(NamedTuple):
@@ -146,28 +146,29 @@ def _measured(row: _Row, truth: Tracks | None, size_hw: tuple[int, int]) -> dict
   line = {"name": row.name, "seconds": round(row.seconds, 2)}
   if truth is None:
     return line
-  scale = np.array([256 / size_hw[1], 256 / size_hw[0]])
-  error = np.linalg.norm((row.tracks.xy - truth.xy) * scale, axis=-1)[:, 1:][truth.visible[:, 1:]]
-  return line | {
-    "average_error": round(float(error.mean()), 3),
-    "median_error": round(float(np.median(error)), 3),
-    "delta_avg": round(float(np.mean([(error < limit).mean() for limit in _THRESHOLDS])), 4),
-  }
+  answers = tapvid_metrics.compare(
+    np.zeros(len(truth.xy), int),
+    tapvid_metrics.to_raster(truth.xy, size_hw),
+    ~truth.visible,
+    tapvid_metrics.to_raster(row.tracks.xy, size_hw),
+    ~row.tracks.visible,
+  )
+  numbers = tapvid_metrics.summarise(answers)
+  names = ("average_distance", "median_distance", "delta_avg")
+  return line | {name: round(numbers[name], 4) for name in names}
 
 
 def _as_text(clip: _Clip, table: list[dict]) -> str:
   h, w = clip.frames.shape[1:3]
   lines = [f"{clip.name}: {len(clip.frames)} frames of {w} x {h}, {_GRID**2} points", ""]
-  known = clip.truth is not None
-  truth_head = f"{'average':>9}{'median':>9}{'delta_avg':>12}" if known else ""
-  lines.append(f"{'':<20}{truth_head}{'seconds':>10}")
+  heads = ["average", "median", "delta_avg"] if clip.truth is not None else []
+  lines.append(" " * 18 + "".join(f"{head:>12}" for head in [*heads, "seconds"]))
   for row in table:
-    truth = (
-      f"{row['average_error']:>6.2f} px{row['median_error']:>6.2f} px{row['delta_avg']:>10.1%}  "
-      if known
-      else ""
-    )
-    lines.append(f"{row['name']:<20}{truth}{row['seconds']:>10.1f}")
+    cells = [f"{row['seconds']:.1f}"]
+    if heads:
+      pixels = [f"{row[name]:.2f} px" for name in ("average_distance", "median_distance")]
+      cells = [*pixels, f"{row['delta_avg']:.1%}", *cells]
+    lines.append(f"{row['name']:<18}" + "".join(f"{cell:>12}" for cell in cells))
   return "\n".join(lines)
 
 

@@ -228,7 +228,7 @@ def test_the_demos_errors_are_those_of_visible_points_at_256():
   guess[1, 1] = (50, 50)  # hidden: not counted
   row = demo._Row("guess", Tracks(guess, visible, np.ones((2, 3))), 0.5)
   line = demo._measured(row, truth, (128, 128))
-  assert line["average_error"] == 1.0 and line["median_error"] == 0.0
+  assert line["average_distance"] == 1.0 and line["median_distance"] == 0.0
   # Of three errors (3, 0, 0), 2/3 lie below 1 and 2 px, all below 4, 8 and 16.
   assert line["delta_avg"] == pytest.approx((2 * 2 / 3 + 3) / 5, abs=1e-4)
 
