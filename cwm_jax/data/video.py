@@ -21,6 +21,7 @@ from absl import logging
 from jaxtyping import UInt8
 
 from cwm_jax.data.images import MAX_PIXELS, shown
+from cwm_jax.data.orientation import turn_upright
 from cwm_jax.types import InputError
 
 VIDEO_SUFFIXES = frozenset(
@@ -78,7 +79,7 @@ class VideoFile:
     self._name = shown(path)
     self._thread_type, self._thread_count = thread_type, thread_count
     _check_local_file(self.path)
-    self._container = self._stream = None
+    self._container = self._stream = self._scanned_s = None
     self._left_out = 0
     with self._sentences():
       self._open()
@@ -115,11 +116,17 @@ class VideoFile:
       if container.duration:
         return container.duration / av.time_base
       # Nothing claimed: look at every packet, which costs reading but no decoding.
-      ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
-      self._reopen()
-      if not ends:
-        raise InputError(f"{self._name} holds no video frames")
-      return float(max(ends) * stream.time_base) - self._start_s()
+      if self._scanned_s is None:
+        self._reopen()
+        base, rate = self._stream.time_base, self._rate()
+        packets = [(p.pts, p.duration or 0) for p in self._container.demux(self._stream) if p.size]
+        ends = [pts + lasts for pts, lasts in packets if pts is not None]
+        if not (ends or (packets and rate)):
+          raise InputError(f"{self._name} holds no video frames")
+        # Raw streams carry no times: count packets.
+        self._scanned_s = float(max(ends) * base) - self._start_s() if ends else len(packets) / rate
+        self._reopen()  # nothing of a closed container may be touched: its memory is gone
+      return self._scanned_s
 
   def latest_start_s(self, gap_s: float) -> float:
     """The latest time at which a pair `gap_s` apart can begin, as the file claims.
@@ -375,20 +382,3 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
   image = frame.to_ndarray(format="rgb24")
   matrix = frame.side_data.get("DISPLAYMATRIX")
   return image if matrix is None else turn_upright(image, np.frombuffer(matrix, np.int32))
-
-
-def turn_upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-  """Applies a display matrix, to the nearest multiple of 90 degrees, with mirroring.
-
-  Args:
-    image: [H, W, 3].
-    matrix: int32 [9], (a, b, u, c, d, v, x, y, w): (x, y) is shown at (a x + c y, b x + d y).
-  """
-  a, b, _, c, d = (int(value) for value in matrix[:5])
-  if abs(b) + abs(c) > abs(a) + abs(d):
-    image = image.transpose(1, 0, 2)
-    flip_x, flip_y = c < 0, b < 0
-  else:
-    flip_x, flip_y = a < 0, d < 0
-  image = image[:, ::-1] if flip_x else image
-  return image[::-1] if flip_y else image

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from cwm_jax.data import video
+from cwm_jax.data import orientation, video
 from cwm_jax.types import InputError
 
 CONTAINERS = [
@@ -34,6 +34,17 @@ def test_every_container_gives_all_frames_and_any_pair(tmp_path, movies, name, c
     pair = video.read_pair(path, first / 25 + 0.01, 0.12)
     assert [movies.number_of(frame) for frame in pair.frames] == [first, first + 3]
     assert pair.times_s[1] - pair.times_s[0] == pytest.approx(0.12, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["a.h264", "a.ts", "a.flv", "a.y4m"])
+def test_formats_that_claim_little_are_measured(tmp_path, movies, name):
+  codec = "wrapped_avframe" if name == "a.y4m" else "libx264"
+  path = movies.write_video(tmp_path / name, 30, codec=codec, rate=25)
+  with video.VideoFile(path) as file:
+    assert file.duration_s() == pytest.approx(1.2, abs=0.13)
+    assert file.duration_s() == file.duration_s() == file.info().duration_s
+    pair = file.pair(0.41, 0.12)
+    assert [movies.number_of(frame) for frame in pair.frames] == [10, 13]
 
 
 def test_a_pair_goes_by_time_under_a_variable_frame_rate(tmp_path, movies):
@@ -100,7 +111,7 @@ def test_a_display_matrix_moves_every_pixel_where_it_says():
     swap, *signs = linear
     x, y = ((one, -one)[s] for s in signs)
     a, b, c, d = (0, y, x, 0) if swap else (x, 0, 0, y)
-    turned = video.turn_upright(image, np.array([a, b, 0, c, d, 0, 0, 0, 2**30], np.int32))
+    turned = orientation.turn_upright(image, np.array([a, b, 0, c, d, 0, 0, 0, 2**30], np.int32))
     height, width = turned.shape[:2]
     for row, column in np.ndindex(2, 3):
       # Where the pixel's centre goes, from the rectangle's middle.
