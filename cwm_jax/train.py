@@ -177,8 +177,9 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
       params = state.params if state.ema is None else state.ema
       if evaluate:
         scores = {f"eval/{name}": value for name, value in task.evals(params)}
-        log.info("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-        writer.write_scalars(step, scores)
+        if scores:
+          log.info("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+          writer.write_scalars(step, scores)
       if picture:
         drawn = draw(params, sample, jax.random.split(key, len(sample.frames)))
         if first_process:
