@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, with `int` accepted where `float` is written."""
+"""The run-time type checker of the tests: beartype, taking `int` where `float` is written."""
 
 from beartype import BeartypeConf, beartype
 

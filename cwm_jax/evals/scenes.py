@@ -1,7 +1,7 @@
 """The frozen test set `scenes-test-v1` as pictures and points: 500 scenes at 256, four points each.
 
-Two points of a scene lie on the background and two on movers (where enough of them can be seen); all
-are seen in both frames. They are drawn from the scene's seed, so they are as frozen as the scenes.
+Two points of a scene lie on the background and two on movers (where enough of them can be seen);
+all are seen in both frames. They are drawn from the scene's seed, as frozen as the scenes.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Predictor(nn.Module):
       mask: True where a patch is hidden; frame 1 is wholly visible.
       num_visible: how many patches of both frames together are visible; the same for every pair,
         static under jit.
-      keep_revealed: leave the prediction of revealed patches in the image (for a loss on all of them).
+      keep_revealed: leave the prediction of revealed patches in the image (for a loss on all).
 
     Returns:
       The predicted frame 2 (0 on revealed patches) and frame 1's encoder tokens.
