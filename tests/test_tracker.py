@@ -100,7 +100,8 @@ def network():
   model = models.build(MODEL)
   visible = 24 + masks_lib.num_visible_patches((4, 6), 0.75)
   masks = masks_lib.sample_masks(jax.random.key(0), (4, 6), visible - 24, (1,))
-  params = model.init(jax.random.key(1), jnp.zeros((1, 2, 16, 24, 3)), masks, num_visible=visible)
+  init = jax.jit(model.init, static_argnames="num_visible")
+  params = init(jax.random.key(1), jnp.zeros((1, 2, 16, 24, 3)), masks, num_visible=visible)
 
   def predict(params, frames, mask):
     return model.apply(params, frames, mask, num_visible=visible)
@@ -134,6 +135,12 @@ def test_more_points_than_the_largest_bucket_are_answered(monkeypatch):
   monkeypatch.setattr(engine, "BUCKETS", (1, 4))
   points = np.random.default_rng(1).integers(2, 20, (11, 2)) + 0.5
   np.testing.assert_array_equal(_toy().flow(*_video(2), points).xy, points + [5, 3])
+
+
+def test_no_points_at_all_get_an_empty_answer():
+  answer = _toy().flow(*_video(2), np.zeros((0, 2)))
+  assert answer.xy.shape == (0, 2) and answer.visible.shape == (0,)
+  assert _toy().track(_video(3), np.zeros((0, 3))).xy.shape == (0, 3, 2)
 
 
 def test_the_number_of_compilations_does_not_depend_on_the_number_of_points_in_a_bucket(network):
@@ -286,7 +293,8 @@ def test_a_weights_file_becomes_a_tracker_with_its_own_ratio_and_mark(tmp_path):
 
   model = models.build(MODEL)
   masks = masks_lib.sample_masks(jax.random.key(0), (4, 6), 6, (1,))
-  params = model.init(jax.random.key(1), jnp.zeros((1, 2, 16, 24, 3)), masks, num_visible=30)
+  init = jax.jit(model.init, static_argnames="num_visible")
+  params = init(jax.random.key(1), jnp.zeros((1, 2, 16, 24, 3)), masks, num_visible=30)
   path = tmp_path / "w.safetensors"
   weights.save(path, params["params"], {"model": MODEL, "mark": {"kind": "gaussian", "sigma": 3.0}})
   tracker = Tracker.load(path, num_masks=2)

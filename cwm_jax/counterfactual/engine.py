@@ -26,7 +26,7 @@ BUCKETS = (1, 4, 16, 64, 256)
 _SHARE_OF_DEVICE, _BYTES_ELSEWHERE = 0.25, 2**30
 # More passes at once bring no more speed on an accelerator; on a CPU they cost it once attention
 # scores fall out of cache: of passes that take 32 MiB each, five at once are 1.4 x slower than two.
-_MAX_PASSES, _MAX_PASSES_ON_CPU, _BYTES_OF_PASSES_ON_CPU = 256, 16, 64 * 2**20
+_MAX_PASSES, _MAX_PASSES_ON_CPU, _BYTES_OF_PASSES_ON_CPU = 256, 16, 80 * 2**20
 
 _SETTINGS = ("order", "average", "readout", "inverse_temperature", "occlusion_threshold")
 _clean_predictions = jax.jit(multimask.clean_predictions, static_argnames=("chunk", "keep_tokens"))
@@ -156,6 +156,8 @@ class Engine:
     for begin in range(0, len(pairs), self.pairs_at_once):
       group = pairs[begin : begin + self.pairs_at_once]
       mine = np.flatnonzero((pair_of >= begin) & (pair_of < begin + len(group)))
+      if not mine.size:
+        continue
       frames, valid = _stack([[f.small for f in pair] for pair in group])
       masks = jnp.broadcast_to(self.masks[0], (frames.shape[0], *self.masks.shape[1:]))
       clean = self._clean(frames, masks, valid)
