@@ -38,8 +38,8 @@ def test_a_point_lands_where_the_window_says():
   image = jnp.asarray(np.stack([x, y], axis=-1), jnp.float32)
   corner, size = np.array([20.0, 15.0]), 30
   crop = geometry.crop_resize(image, jnp.array(corner, jnp.float32), jnp.float32(size), (12, 20))
-  # Each pixel of the crop holds the place in the image that it shows. The averaging kernel has only a
-  # few taps, so that it is off by some hundredths; another pixel convention would be off by a quarter.
+  # Each pixel of the crop holds the place in the image that it shows. The averaging kernel has few
+  # taps and is off by some hundredths; another pixel convention would be off by a quarter.
   rows, cols = np.mgrid[:12, :20] + 0.5
   want = np.stack([cols * size / 20, rows * size / 12], axis=-1) + corner
   np.testing.assert_allclose(crop, want, atol=0.05)
