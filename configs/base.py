@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
   m.encoder_width, m.encoder_depth, m.encoder_heads = 768, 12, 12
   m.decoder_width, m.decoder_depth, m.decoder_heads = 384, 4, 6
   m.mlp_ratio = 4.0
+  m.context = 0  # pixels round each patch of frame 1 that its token sees too
   m.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters stay float32
   m.attention_impl = ""  # "" lets JAX choose; xla | cudnn
   m.remat = "none"  # none | dots | full: what the backward pass recomputes

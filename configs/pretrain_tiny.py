@@ -46,7 +46,28 @@ def get_config(arg: str = "match") -> ConfigDict:
   elif arg == "move":
     c.seed, scenes.first_seed = 1, 10_000_000
     c.optim.update(warmup="100 steps")
-    scenes.curriculum = ((0, (("shifts", 1.0), ("sprites", 1.0), ("worlds", 2.0))),)
+    scenes.curriculum = (
+      (
+        0,
+        (
+          ("patch_shifts", 1.0),
+          ("half_patch_shifts", 1.5),
+          ("pixel_shifts", 1.5),
+          ("shifts", 1.0),
+        ),
+      ),
+    )
+    c.stop_after = "850 steps"
+  elif arg == "context":
+    c.seed, scenes.first_seed = 2, 20_000_000
+    c.model.context = 4
+    c.optim.update(warmup="100 steps")
+    scenes.curriculum = (
+      (
+        0,
+        (("patch_shifts", 1.0), ("pixel_shifts", 1.0), ("smooth_shifts", 2.0), ("worlds", 1.0)),
+      ),
+    )
   elif arg == "worlds":
     c.seed, scenes.first_seed = 2, 20_000_000
     c.model.image_hw = (64, 64)

@@ -139,9 +139,12 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, tuple[Any, Callable[[str, A
   """{data set: (columns of its table, what measures a tracker on it)}."""
   jobs: dict[str, tuple[Any, Callable[[str, Any], Iterable]]] = {}
   if settings.scenes:
+    # Drawn once for all trackers; 0.4 MB a scene.
+    questions: list[flow.FlowQuestions] = []
 
     def on_scenes(name, tracker):
-      questions = flow.scene_questions(limit=settings.scenes)
+      if not questions:
+        questions.extend(flow.scene_questions(limit=settings.scenes))
       return flow.FlowEvaluator(tracker, questions, honesty=settings.honesty).run()
 
     jobs[f"scenes-test-v1[{settings.scenes}]"] = (_SCENES, on_scenes)

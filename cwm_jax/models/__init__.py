@@ -24,7 +24,7 @@ def build(model: Any):
   h, w = model["image_hw"]
   keys = (
     "patch masking positions encoder_width encoder_depth encoder_heads decoder_width decoder_depth "
-    "decoder_heads mlp_ratio attention_impl remat"
+    "decoder_heads mlp_ratio context attention_impl remat"
   ).split()
   named = {key: model[key] for key in keys}
   named["attention_impl"] = named["attention_impl"] or None

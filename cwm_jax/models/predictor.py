@@ -41,6 +41,9 @@ class Predictor(nn.Module):
     masking: "drop".
     positions: "learned", or "rotary" (2-D rotary in attention, each frame counted from its own
       corner, and fixed sine tables added to the tokens of encoder and decoder).
+    context: pixels round each patch of frame 1 that its token sees too; frame 1 is wholly visible,
+      so nothing leaks. What moved by part of a patch then lies within one token of frame 1. It
+      begins at zero weight.
     attention_impl: passed to `jax.nn.dot_product_attention` (None, "xla", "cudnn").
     remat: "none", "full", or "dots" (keep matrix products, recompute the rest).
     dtype: compute dtype; parameters and norms are float32.
@@ -57,6 +60,7 @@ class Predictor(nn.Module):
   decoder_depth: int = 4
   decoder_heads: int = 6
   mlp_ratio: float = 4.0
+  context: int = 0
   attention_impl: str | None = None
   remat: str = "none"
   dtype: jnp.dtype = jnp.float32
@@ -106,6 +110,18 @@ class Predictor(nn.Module):
     tokens = dense(self.encoder_width, name="patch_embed")(
       patchify(frames, self.patch).reshape(b, 2 * n, -1).astype(self.dtype)
     )
+    if self.context:
+      around = nn.Conv(
+        self.encoder_width,
+        (self.patch + 2 * self.context,) * 2,
+        strides=self.patch,
+        padding=self.context,
+        use_bias=False,
+        kernel_init=nn.initializers.zeros,
+        dtype=self.dtype,
+        name="context_embed",
+      )(frames[:, 0].astype(self.dtype))
+      tokens = tokens.at[:, :n].add(around.reshape(b, n, -1))
     tokens = tokens + self._positions("encoder_positions", (gh, gw), self.encoder_width)
     tokens = jnp.take_along_axis(tokens, shown[:, :, None], axis=1)
     rotary = self._rotary((gh, gw), self.encoder_width // self.encoder_heads)

@@ -73,6 +73,26 @@ def test_hidden_patches_of_frame_2_cannot_be_seen(net_and_params):
   np.testing.assert_array_equal(first.image, second.image)
 
 
+def test_context_begins_as_nothing_and_sees_only_frame_1(net_and_params):
+  """Zero weight at first; with weights, still blind to what is hidden of frame 2."""
+  _, plain = net_and_params
+  net = tiny(context=2)
+  frames, mask, shown = some_input()
+  params = net.init(jax.random.key(1), frames, mask, num_visible=shown)["params"]
+  before = tiny().apply(plain, frames, mask, num_visible=shown).image
+  added = plain["params"] | {"context_embed": params["context_embed"]}
+  after = net.apply({"params": added}, frames, mask, num_visible=shown).image
+  np.testing.assert_allclose(after, before, atol=1e-6)
+  added["context_embed"] = jax.tree.map(jnp.ones_like, params["context_embed"])
+  hidden = jnp.repeat(jnp.repeat(mask, 4, 2), 4, 3)[..., None]
+  with_weight = net.apply({"params": added}, frames, mask, num_visible=shown).image
+  garbled = jnp.where(hidden, 100.0, frames)
+  np.testing.assert_array_equal(
+    with_weight, net.apply({"params": added}, garbled, mask, num_visible=shown).image
+  )
+  assert float(jnp.abs(with_weight - before).max()) > 1e-3
+
+
 def test_visible_patches_of_frame_2_and_frame_1_matter(net_and_params):
   net, params = net_and_params
   frames, mask, shown = some_input()
