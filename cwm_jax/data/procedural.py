@@ -62,7 +62,7 @@ PRESETS = {
   # At 32 x 32 pixels these are whole pixels: what moves is not yet blurred by resampling.
   "pixel_shifts": Preset(**_STILL, **_NOISE, **_UNIFORM, snap=32, objects=(0, 0)),
   "shifts": Preset(**_STILL, **_NOISE, **_UNIFORM, objects=(0, 0)),
-  # Textures whose neighbouring patches are alike: a match may be off by part of a patch and still pay.
+  # Neighbouring patches look alike: a match that is off by part of a patch pays too.
   "smooth_shifts": Preset(**_STILL, **_UNIFORM, slope=(0.5, 1.2), natural=0.0, objects=(0, 0)),
   "sprites": Preset(**_STILL, **_NOISE, **_UNIFORM, objects=(1, 4), radius=(0.12, 0.3)),
   "worlds": Preset(),

@@ -83,7 +83,8 @@ def test_context_begins_as_nothing_and_sees_only_frame_1(net_and_params):
   added = plain["params"] | {"context_embed": params["context_embed"]}
   after = net.apply({"params": added}, frames, mask, num_visible=shown).image
   np.testing.assert_allclose(after, before, atol=1e-6)
-  added["context_embed"] = jax.tree.map(jnp.ones_like, params["context_embed"])
+  kernel = params["context_embed"]["kernel"]
+  added["context_embed"] = {"kernel": jax.random.normal(jax.random.key(3), kernel.shape)}
   hidden = jnp.repeat(jnp.repeat(mask, 4, 2), 4, 3)[..., None]
   with_weight = net.apply({"params": added}, frames, mask, num_visible=shown).image
   garbled = jnp.where(hidden, 100.0, frames)
