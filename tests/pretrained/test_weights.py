@@ -213,6 +213,7 @@ def _tiny_model_config():
       decoder_depth=1,
       decoder_heads=2,
       mlp_ratio=2.0,
+      context=2,
       dtype="float32",
       attention_impl="",
       remat="none",
