@@ -68,13 +68,42 @@ def get_config(arg: str = "match") -> ConfigDict:
         (("patch_shifts", 1.0), ("pixel_shifts", 1.0), ("smooth_shifts", 2.0), ("worlds", 1.0)),
       ),
     )
+  elif arg == "stray":
+    c.seed, scenes.first_seed = 4, 40_000_000
+    c.model.context = 4
+    c.optim.update(warmup="100 steps")
+    scenes.fade = 4000
+    scenes.curriculum = (
+      (0, (("strays_3", 2.0), ("strays_2", 2.0), ("strays_1", 0.5), ("patch_shifts", 0.5))),
+      (12_000, (("strays_4", 2.0), ("strays_3", 2.0), ("strays_2", 1.0))),
+      (28_000, (("strays_4", 2.0), ("smooth_shifts", 1.0), ("worlds", 2.0))),
+    )
+  elif arg == "view":
+    c.seed, scenes.first_seed = 5, 50_000_000
+    c.model.context = 4
+    c.optim.update(warmup="50 steps")
+    scenes.curriculum = (
+      (
+        0,
+        (
+          ("strays_4", 2.0),
+          ("smooth_shifts", 2.0),
+          ("views", 2.0),
+          ("movers", 1.5),
+          ("worlds", 0.5),
+        ),
+      ),
+    )
   elif arg == "worlds":
-    c.seed, scenes.first_seed = 2, 20_000_000
-    c.model.image_hw = (64, 64)
-    c.data.batch_size = 32
-    c.optim.update(peak_lr=1e-3, warmup="100 steps")
-    scenes.curriculum = ((0, (("sprites", 1.0), ("worlds", 4.0))),)
-    scenes.max_objects = 6
+    c.seed, scenes.first_seed = 6, 60_000_000
+    c.total = "195e3 examples"
+    c.model.context = 4
+    c.optim.update(warmup="50 steps")
+    scenes.curriculum = (
+      (0, (("smooth_shifts", 1.5), ("views", 2.5), ("movers", 2.5), ("worlds", 2.5))),
+      (60_000, (("smooth_shifts", 1.0), ("views", 2.0), ("movers", 2.0), ("worlds", 4.0))),
+      (120_000, (("views", 1.0), ("movers", 1.0), ("worlds", 6.0))),
+    )
   elif arg == "runlocal":
     c.total = "20 steps"
     c.data.batch_size = 8

@@ -25,6 +25,7 @@ class Preset:
 
   motion: displacement of camera and objects; with `motion_log` its logarithm is uniform.
   snap: round displacements to 1 / snap of the image (0: any displacement).
+  jitter: move by up to so much more along each axis, after rounding.
   slope: spectral slope of textures, amplitude ~ 1 / f ** slope (0 is white noise).
   natural: probability that a layer is made of edges, stripes, checkers or text-like detail too.
   texel: image sides that one period of a texture covers.
@@ -36,6 +37,7 @@ class Preset:
   motion: tuple[float, float] = (4 / 256, 64 / 256)
   motion_log: bool = True
   snap: int = 0
+  jitter: float = 0.0
   slope: tuple[float, float] = (0.4, 1.6)
   natural: float = 0.7
   texel: tuple[float, float] = (1.0, 2.0)
@@ -65,6 +67,12 @@ PRESETS = {
   # Neighbouring patches look alike: a match that is off by part of a patch pays too.
   "smooth_shifts": Preset(**_STILL, **_UNIFORM, slope=(0.5, 1.2), natural=0.0, objects=(0, 0)),
   "sprites": Preset(**_STILL, **_NOISE, **_UNIFORM, objects=(1, 4), radius=(0.12, 0.3)),
+  "movers": Preset(
+    **_STILL, **_UNIFORM, slope=(0.5, 1.2), natural=0.0, objects=(1, 3), radius=(0.15, 0.3)
+  ),
+  "views": Preset(
+    **_UNIFORM, objects=(0, 0), natural=0.5, turn=0.1, zoom=0.05, tilt=0.0, light=0.06, noise=0.01
+  ),
   "worlds": Preset(),
   # Frozen: this preset and the committed seeds are the test set `scenes-test-v1`.
   "scenes-test-v1": Preset(objects=(3, 6), radius=(0.1, 0.22), light=0.15),
@@ -72,6 +80,15 @@ PRESETS = {
   "demo": Preset(
     motion=(30 / 256, 60 / 256), objects=(3, 4), radius=(0.13, 0.22), slope=(0.6, 1.2), noise=0.01
   ),
+}
+
+# From whole patches to any displacement by degrees: at 32 x 32 pixels, level k strays by k / 2
+# pixels from whole patches of 4, so that level 4 leaves no gaps.
+PRESETS |= {
+  f"strays_{level}": Preset(
+    **_STILL, **_UNIFORM, snap=8, jitter=level / 64, slope=(0.3, 1.0), natural=0.0, objects=(0, 0)
+  )
+  for level in (1, 2, 3, 4)
 }
 
 
@@ -138,7 +155,11 @@ class _Draw:
       step = np.array([length * math.cos(angle), length * math.sin(angle)])
     else:
       step = np.array([self.signed(high), self.signed(high)])
-    return np.round(step * preset.snap) / preset.snap if preset.snap else step
+    if preset.snap:
+      step = np.round(step * preset.snap) / preset.snap
+    if preset.jitter:
+      step = step + np.array([self.signed(preset.jitter), self.signed(preset.jitter)])
+    return step
 
 
 def draw_scene(
