@@ -1,8 +1,8 @@
 """ViT-B/8 at 256 x 256 in bfloat16 on one GPU, in resumable runs of eight minutes.
 
 python -m cwm_jax.main --config configs/pretrain_gpu.py --workdir DIR
-One GPU with 80 GB or more; the same command again goes on where the last run left. Speed is in the
-README's table. `:runlocal` is a few steps of a tiny model for a try without a GPU.
+One GPU with 80 GB or more; the same command again goes on where the last run left. Batch, speed and
+curriculum lengths have not been tried on a GPU yet. `:runlocal` is a few steps of a tiny model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ def get_config(arg: str = "") -> ConfigDict:
   c.data.update(batch_size=256, num_workers=8)
   c.data.sources.scenes.curriculum = (
     (0, "patch_shifts"),
-    (200_000, "shifts"),
-    (400_000, "sprites"),
-    (600_000, "worlds"),
+    (200_000, "strays_1"),
+    (400_000, "strays_2"),
+    (600_000, "strays_3"),
+    (800_000, "strays_4"),
+    (1_000_000, (("strays_4", 1.0), ("views", 2.0), ("movers", 2.0))),
+    (1_500_000, (("views", 1.0), ("movers", 1.0), ("worlds", 4.0))),
   )
   c.checkpoint.update(every="2000 steps", minutes=5.0)
   c.log.update(every="50 steps", images_every="1000 steps", eval_every="1000 steps")

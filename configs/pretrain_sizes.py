@@ -2,7 +2,7 @@
 
 python -m cwm_jax.main --config configs/pretrain_sizes.py:small --workdir /tmp/small
 Sizes: tiny, small, base, large (default small). One GPU up to base; several (mesh.fsdp) for large.
-Measured on one GPU in the README's table; on CPU only tiny is of use.
+Not yet measured on a GPU; on CPU only tiny is of use.
 """
 
 from __future__ import annotations
