@@ -104,6 +104,14 @@ def get_config(arg: str = "match") -> ConfigDict:
       (60_000, (("smooth_shifts", 1.0), ("views", 2.0), ("movers", 2.0), ("worlds", 4.0))),
       (120_000, (("views", 1.0), ("movers", 1.0), ("worlds", 6.0))),
     )
+  elif arg == "large":
+    c.seed, scenes.first_seed = 8, 80_000_000
+    c.total = "30e3 examples"
+    c.model.update(context=4, image_hw=(64, 64))
+    c.data.batch_size = 16
+    c.optim.update(peak_lr=1.5e-3, warmup="50 steps")
+    scenes.max_objects = 6
+    scenes.curriculum = ((0, (("near_views", 3.0), ("near_movers", 3.0), ("worlds", 3.0))),)
   elif arg == "runlocal":
     c.total = "20 steps"
     c.data.batch_size = 8

@@ -12,30 +12,14 @@ import time
 
 import numpy as np
 import pytest
+import tiny_model
 
 from cwm_jax import cli, demo, inputs, viz
 from cwm_jax.data import flowfiles, images, video
 from cwm_jax.pretrained import weights
 from cwm_jax.types import Tracks
 
-MODEL = dict(
-  image_hw=[32, 32],
-  patch=4,
-  mask_ratio=0.75,
-  masking="drop",
-  positions="rotary",
-  encoder_width=16,
-  encoder_depth=1,
-  encoder_heads=2,
-  decoder_width=16,
-  decoder_depth=1,
-  decoder_heads=2,
-  mlp_ratio=2.0,
-  context=2,
-  dtype="float32",
-  attention_impl="",
-  remat="none",
-)
+MODEL = tiny_model.config(image_hw=[32, 32])
 
 
 def _random_params(config):

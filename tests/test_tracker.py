@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 import toy_predictors as toys
 
 from cwm_jax.counterfactual import engine, flow, multimask, perturb
@@ -10,24 +11,7 @@ from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
 GAUSSIAN = {"kind": "gaussian", "amplitude": 0.5, "sigma": 1.0}
-MODEL = dict(
-  image_hw=(16, 24),
-  patch=4,
-  mask_ratio=0.75,
-  masking="drop",
-  positions="rotary",
-  encoder_width=16,
-  encoder_depth=1,
-  encoder_heads=2,
-  decoder_width=16,
-  decoder_depth=1,
-  decoder_heads=2,
-  mlp_ratio=2.0,
-  context=2,
-  dtype="float32",
-  attention_impl="",
-  remat="none",
-)
+MODEL = tiny_model.config(image_hw=(16, 24))
 
 
 def _video(frames=5, hw=(24, 32), seed=0):

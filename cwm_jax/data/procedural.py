@@ -73,6 +73,26 @@ PRESETS = {
   "views": Preset(
     **_UNIFORM, objects=(0, 0), natural=0.5, turn=0.1, zoom=0.05, tilt=0.0, light=0.06, noise=0.01
   ),
+  "near_views": Preset(
+    motion=(0.0, 0.13),
+    motion_log=False,
+    objects=(0, 0),
+    natural=0.5,
+    turn=0.1,
+    zoom=0.05,
+    tilt=0.0,
+    light=0.06,
+    noise=0.01,
+  ),
+  "near_movers": Preset(
+    **_STILL,
+    motion=(0.0, 0.13),
+    motion_log=False,
+    slope=(0.5, 1.2),
+    natural=0.0,
+    objects=(1, 4),
+    radius=(0.12, 0.25),
+  ),
   "worlds": Preset(),
   # Frozen: this preset and the committed seeds are the test set `scenes-test-v1`.
   "scenes-test-v1": Preset(objects=(3, 6), radius=(0.1, 0.22), light=0.15),

@@ -8,6 +8,7 @@ import struct
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny_model
 
 from cwm_jax.pretrained import weights
 from cwm_jax.pretrained.merge import check_names, merge
@@ -199,26 +200,7 @@ def test_flatten_and_unflatten_are_inverses_and_refuse_a_name_used_twice():
 
 
 def _tiny_model_config():
-  return {
-    "model": dict(
-      image_hw=[16, 16],
-      patch=4,
-      mask_ratio=0.75,
-      masking="drop",
-      positions="rotary",
-      encoder_width=16,
-      encoder_depth=2,
-      encoder_heads=2,
-      decoder_width=16,
-      decoder_depth=1,
-      decoder_heads=2,
-      mlp_ratio=2.0,
-      context=2,
-      dtype="float32",
-      attention_impl="",
-      remat="none",
-    )
-  }
+  return {"model": tiny_model.config(encoder_depth=2)}
 
 
 def _tiny_model_file(tmp_path, change=lambda flat, config: None):
