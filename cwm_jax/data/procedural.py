@@ -60,7 +60,6 @@ _UNIFORM = dict(motion=(0.0, 0.22), motion_log=False)
 PRESETS = {
   # Nothing can be interpolated and everything moves by whole patches: matching is all that pays.
   "patch_shifts": Preset(**_STILL, **_NOISE, **_UNIFORM, snap=8, objects=(0, 0)),
-  "half_patch_shifts": Preset(**_STILL, **_NOISE, **_UNIFORM, snap=16, objects=(0, 0)),
   # At 32 x 32 pixels these are whole pixels: what moves is not yet blurred by resampling.
   "pixel_shifts": Preset(**_STILL, **_NOISE, **_UNIFORM, snap=32, objects=(0, 0)),
   "shifts": Preset(**_STILL, **_NOISE, **_UNIFORM, objects=(0, 0)),
