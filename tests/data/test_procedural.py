@@ -105,3 +105,12 @@ def test_a_curriculum_out_of_order_is_refused(curriculum):
 def test_an_unknown_preset_is_refused_by_name():
   with pytest.raises(InputError, match="'wrlds'.*worlds"):
     procedural.preset_at(0, ((0, "wrlds"),))
+
+
+def test_strays_keep_within_their_level_of_whole_patches():
+  for level in (1, 2, 3, 4):
+    preset = procedural.PRESETS[f"strays_{level}"]
+    shifts = [procedural.draw_scene(seed, preset)["pose"][-1, 0, :2, 2] for seed in range(60)]
+    pixels = 32 * np.array(shifts)
+    strayed = np.abs(pixels - 4 * np.round(pixels / 4))
+    assert level / 2 * 0.8 < strayed.max() <= level / 2 + 1e-4
