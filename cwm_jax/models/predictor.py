@@ -44,7 +44,7 @@ class Predictor(nn.Module):
     context: pixels round each patch of frame 1 that its token sees too; frame 1 is wholly visible,
       so nothing leaks. What moved by part of a patch then lies within one token of frame 1. It
       begins at zero weight.
-    attention_impl: passed to `jax.nn.dot_product_attention` (None, "xla", "cudnn").
+    attention_impl: None, "einsum", "xla" or "cudnn"; see `layers.attend`.
     remat: "none", "full", or "dots" (keep matrix products, recompute the rest).
     dtype: compute dtype; parameters and norms are float32.
   """

@@ -124,6 +124,15 @@ def test_rotary_attention_depends_on_relative_positions_only():
   np.testing.assert_allclose(here, there, rtol=1e-4)
 
 
+def test_all_attention_implementations_are_one_function():
+  q, k, v = jax.random.normal(jax.random.key(4), (3, 2, 7, 3, 8))
+  scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8)
+  weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+  exact = np.einsum("bhnm,bmhd->bnhd", weights, v)
+  for implementation in (None, "einsum", "xla"):
+    np.testing.assert_allclose(layers.attend(q, k, v, implementation), exact, atol=1e-5)
+
+
 def test_rotary_weights_serve_other_image_sizes(net_and_params):
   net, params = net_and_params
   frames = jnp.zeros((1, 2, 32, 8, 3))
