@@ -178,8 +178,8 @@ def _add_reading(parser: argparse.ArgumentParser, *, out: str) -> None:
   parser.add_argument(
     "--readout",
     choices=("argmax", "soft", "window"),
-    default="argmax",
-    help="how the response is read (default: argmax)",
+    default="window",
+    help="how the response is read; window is finer than a pixel of the predictor (default: window)",
   )
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
   parser.add_argument(
