@@ -179,7 +179,7 @@ def _add_reading(parser: argparse.ArgumentParser, *, out: str) -> None:
     "--readout",
     choices=("argmax", "soft", "window"),
     default="window",
-    help="how the response is read; window is finer than a pixel of the predictor (default: window)",
+    help="how the response is read; window goes below a pixel (default: window)",
   )
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
   parser.add_argument(
