@@ -17,7 +17,7 @@ from cwm_jax.evals import tapvid_metrics
 from cwm_jax.types import Explanation, InputError, Tracks
 
 _GRID = 4  # points a side
-_DENSE, _DENSE_MASKS = 12, 3  # read-outs a side of the flow picture, and masks for each
+_DENSE, _DENSE_MASKS = 10, 2  # read-outs a side of the flow picture, and masks for each
 _PICTURE = 300  # side of a picture on a page, pixels
 _FRAMES = 24
 _SIZE_HW = (256, 256)
