@@ -145,6 +145,7 @@ def test_how_long_and_how_it_runs_may_change(tmp_path, change):
 def test_without_checkpoints_any_config_will_do(tmp_path):
   checkpoint.keep_config(tmp_path, CONFIG)
   checkpoint.keep_config(tmp_path, {"model": {"patch": 16}})
+  assert checkpoint.read_config(tmp_path) == {"model": {"patch": 16}}
 
 
 @pytest.mark.parametrize("ema, value", [(False, 3.0), (True, 3.5)])
