@@ -28,6 +28,8 @@ _EXAMPLES = """examples:
 Coordinates are pixels of the frames as given; the image's corner is (0, 0), the centre of its first
 pixel (0.5, 0.5). `cwm-jax COMMAND --help` tells what a command writes."""
 
+_CLIP = "video file or folder of frames"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command line and returns its exit code.
@@ -40,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     options = vars(_parser().parse_args(argv))
     module, _, function = options.pop("run").partition(":")
+    if "readout" in options:
+      from cwm_jax.inputs import Reading
+
+      options["reading"] = Reading(**{name: options.pop(name) for name in Reading._fields})
     getattr(importlib.import_module(module), function)(**options)
     return 0
   except InputError as error:
@@ -94,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     "Tracks 16 points through a rendered clip whose truth is known, or through VIDEO, and writes "
     "overlay.mp4, flow.png, heatmaps.png, explanation.png and tracks.npz.",
   )
-  demo.add_argument("video", nargs="?", metavar="VIDEO", help="video file or folder of frames")
+  demo.add_argument("video", nargs="?", metavar="VIDEO", help=_CLIP)
   _add_reading(demo, out="demo")
   demo.set_defaults(run="cwm_jax.demo:run")
 
@@ -105,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     "Follows points from their query frame to the end. Writes tracks.npz (tracks_xy [N, T, 2], "
     "occluded [N, T], confidence [N, T], queries_tyx [N, 3], size_hw [2]) and overlay.mp4.",
   )
-  track.add_argument("video", metavar="VIDEO", help="video file or folder of frames")
+  track.add_argument("video", metavar="VIDEO", help=_CLIP)
   points = track.add_mutually_exclusive_group()
   points.add_argument(
     "--grid", type=_positive, default=8, metavar="N", help="N x N points of frame 0 (default: 8)"

@@ -26,10 +26,7 @@ def track(
   grid: int,
   points: str | None,
   overlay: bool,
-  weights: str | None,
-  masks: int,
-  readout: str,
-  seed: int,
+  reading: inputs.Reading,
   out: str,
   as_json: bool,
 ) -> None:
@@ -45,7 +42,7 @@ def track(
   else:
     queries = inputs.read_points(points, clip.size_hw)
   folder = inputs.output_folder(out)
-  tracker = load_tracker(weights, masks=masks, readout=readout, seed=seed)
+  tracker = load_tracker(reading)
   start = time.perf_counter()
   tracks = tracker.track(clip.frames(), queries)
   seconds = time.perf_counter() - start
@@ -80,10 +77,7 @@ def flow(
   second: str,
   stride: int,
   points: str | None,
-  weights: str | None,
-  masks: int,
-  readout: str,
-  seed: int,
+  reading: inputs.Reading,
   out: str,
   as_json: bool,
 ) -> None:
@@ -99,7 +93,7 @@ def flow(
   size_hw = frame1.shape[:2]
   asked = None if points is None else inputs.read_points(points, size_hw, with_time=False)
   folder = inputs.output_folder(out)
-  tracker = load_tracker(weights, masks=masks, readout=readout, seed=seed)
+  tracker = load_tracker(reading)
   start = time.perf_counter()
   if asked is None:
     coarse_xy, at_xy = tracker.dense_flow(frame1, frame2, stride=stride)
@@ -200,12 +194,18 @@ def convert(*, workdir: str, out: str, dtype: str, as_json: bool) -> None:
   report(facts, f"{count:,} parameters as {dtype}{written([path])}", as_json=as_json)
 
 
-def load_tracker(weights: str | None, *, masks: int, readout: str, seed: int, mark: Any = None):
+def load_tracker(reading: inputs.Reading, *, mark: Any = None):
   """A Tracker by the command line's options."""
   from cwm_jax.tracker import Tracker
 
-  path = weights_file.shipped() if weights is None else weights
-  return Tracker.load(path, num_masks=masks, readout=readout, masks_seed=seed, mark=mark)
+  path = weights_file.shipped() if reading.weights is None else reading.weights
+  return Tracker.load(
+    path,
+    num_masks=reading.masks,
+    readout=reading.readout,
+    masks_seed=reading.seed,
+    mark=mark,
+  )
 
 
 def save_tracks(path: Path, tracks, queries_tyx: np.ndarray, size_hw: tuple[int, int]) -> Path:

@@ -48,10 +48,7 @@ class _Row(NamedTuple):
 def run(
   *,
   video: str | None,
-  weights: str | None,
-  masks: int,
-  readout: str,
-  seed: int,
+  reading: inputs.Reading,
   out: str,
   as_json: bool,
 ) -> None:
@@ -59,7 +56,7 @@ def run(
 
   Args:
     video: file or folder of frames; None renders a clip.
-    weights, masks, readout, seed: as in `Tracker.load`.
+    reading: weights, masks and read-out.
     out: folder for tracks.npz, overlay.mp4, flow.png, heatmaps.png, explanation.png.
     as_json: print JSON instead of the table.
 
@@ -67,9 +64,8 @@ def run(
     InputError: anything given that cannot be used.
   """
   folder = inputs.output_folder(out)
-  options = dict(readout=readout, seed=seed)
-  tracker = commands.load_tracker(weights, masks=masks, **options)
-  square = commands.load_tracker(weights, masks=1, mark=_RED_SQUARE, **options)
+  tracker = commands.load_tracker(reading)
+  square = commands.load_tracker(reading._replace(masks=1), mark=_RED_SQUARE)
   clip = _rendered() if video is None else _from_video(video)
   size_hw = clip.frames.shape[1:3]
   points_xy = inputs.grid_points_xy(_GRID, size_hw)
@@ -77,7 +73,7 @@ def run(
   queries = queries.astype(np.float32)
 
   rows = [
-    _timed(f"best mark, MM-{masks}", lambda: tracker.track(clip.frames, queries)),
+    _timed(f"best mark, MM-{reading.masks}", lambda: tracker.track(clip.frames, queries)),
     _timed("red square, MM-1", lambda: square.track(clip.frames, queries)),
     _timed("zero motion", lambda: _still(points_xy, len(clip.frames))),
   ]
@@ -85,7 +81,7 @@ def run(
   table = [_measured(row, clip.truth, size_hw) for row in rows]
   if not as_json:
     print(_as_text(clip, table), flush=True)
-  dense = commands.load_tracker(weights, masks=min(masks, _DENSE_MASKS), **options)
+  dense = commands.load_tracker(reading._replace(masks=min(reading.masks, _DENSE_MASKS)))
   files = _draw(folder, tracker, dense, clip, tracks, points_xy)
   files.insert(0, commands.save_tracks(folder / "tracks.npz", tracks, queries, size_hw))
   facts = {"clip": clip.name, "table": table, "files": [str(path) for path in files]}

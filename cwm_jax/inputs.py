@@ -17,6 +17,21 @@ from cwm_jax.types import InputError
 _FOLDER_FPS = 12.0  # a folder of frames has no rate of its own
 
 
+class Reading(NamedTuple):
+  """How motion is to be read: the options that every command which reads it has.
+
+  weights: file, or None for the shipped one.
+  masks:   how many are averaged.
+  readout: as in `Tracker.load`.
+  seed:    of the masks.
+  """
+
+  weights: str | None
+  masks: int
+  readout: str
+  seed: int
+
+
 class Clip(NamedTuple):
   """A video that can be read more than once.
 

@@ -1,0 +1,55 @@
+"""The demo: table, pictures, files."""
+
+from __future__ import annotations
+
+import json
+
+import command_line
+import numpy as np
+import pytest
+
+from cwm_jax import demo, viz
+from cwm_jax.data import video
+from cwm_jax.types import Tracks
+
+
+def test_the_demo_renders_tracks_measures_and_draws(capsys, tmp_path, weights_path):
+  code, out, err = command_line.run(
+    capsys, "demo", "--weights", weights_path, "--masks", 2, "--out", tmp_path
+  )
+  assert (code, err) == (0, "")
+  assert [line.split("  ")[0] for line in out.splitlines()[3:6]] == [
+    "best mark, MM-2",
+    "red square, MM-1",
+    "zero motion",
+  ]
+  for name in ("overlay.mp4", "flow.png", "heatmaps.png", "explanation.png", "tracks.npz"):
+    assert str(tmp_path / name) in out and (tmp_path / name).stat().st_size > 1000
+  assert len(list(video.iter_frames(tmp_path / "overlay.mp4"))) == 24
+  assert np.load(tmp_path / "tracks.npz")["tracks_xy"].shape == (16, 24, 2)
+
+
+def test_the_demo_on_a_long_video_takes_24_frames_says_so_and_claims_no_truth(
+  capsys, tmp_path, weights_path
+):
+  path = viz.write_mp4(tmp_path / "long.mp4", command_line.frames(count=31), fps=10)
+  argv = ["demo", path, "--weights", weights_path, "--masks", 1, "--out", tmp_path, "--json"]
+  code, out, _ = command_line.run(capsys, *argv)
+  facts = json.loads(out)
+  assert code == 0 and facts["clip"] == "long.mp4 (24 of its 31 frames, evenly spread)"
+  assert all(set(row) == {"name", "seconds"} for row in facts["table"])
+  assert np.load(tmp_path / "tracks.npz")["tracks_xy"].shape == (16, 24, 2)
+
+
+def test_the_demos_errors_are_those_of_visible_points_at_256():
+  xy = np.zeros((2, 3, 2), np.float32)
+  visible = np.array([[True, True, True], [True, False, True]])
+  truth = Tracks(xy, visible, visible.astype(np.float32))
+  guess = xy.copy()
+  guess[0, 1] = (1.5, 0)  # 3 px at 256 in a video of 128
+  guess[1, 1] = (50, 50)  # hidden: not counted
+  row = demo._Row("guess", Tracks(guess, visible, np.ones((2, 3))), 0.5)
+  line = demo._measured(row, truth, (128, 128))
+  assert line["average_distance"] == 1.0 and line["median_distance"] == 0.0
+  # Of three errors (3, 0, 0), 2/3 lie below 1 and 2 px, all below 4, 8 and 16.
+  assert line["delta_avg"] == pytest.approx((2 * 2 / 3 + 3) / 5, abs=1e-4)

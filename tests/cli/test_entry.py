@@ -1,0 +1,69 @@
+"""The entry point: usage, help, Ctrl-C, how soon it answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cwm_jax import cli
+
+
+@pytest.mark.parametrize(
+  "argv, told",
+  [
+    ([], "required: COMMAND"),
+    (["trakc", "a.mp4"], "invalid choice: 'trakc'"),
+    (["track", "a.mp4", "--grid", "0"], "'0' is not a whole number from 1 up"),
+    (["track", "a.mp4", "--masks", "many"], "'many' is not a whole number from 1 up"),
+    (["track", "a.mp4", "--grid", "4", "--points", "p.csv"], "not allowed with"),
+    (["flow", "a.png"], "required: B"),
+  ],
+)
+def test_a_wrong_command_line_ends_with_usage_and_exit_code_2(capsys, argv, told):
+  with pytest.raises(SystemExit) as left:
+    cli.main(argv)
+  assert left.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_help_shows_every_command_with_an_example(capsys):
+  with pytest.raises(SystemExit) as left:
+    cli.main(["--help"])
+  out = capsys.readouterr().out
+  assert left.value.code == 0
+  for command in ("demo", "track", "flow", "info", "convert"):
+    assert f"\n  cwm-jax {command}" in out
+
+
+def test_ctrl_c_leaves_with_130_and_no_traceback(clip_path, weights_path, tmp_path):
+  process = subprocess.Popen(
+    [sys.executable, "-m", "cwm_jax.cli", "track", clip_path, "--weights", weights_path]
+    + ["--grid", "40", "--masks", "500", "--out", tmp_path / "o"],
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  deadline = time.monotonic() + 120
+  # The folder is made just before the tracker is loaded: from then on there is work to interrupt.
+  while not (tmp_path / "o").exists() and time.monotonic() < deadline:
+    time.sleep(0.1)
+  time.sleep(1.0)
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == 130
+  assert stderr.strip().splitlines()[-1] == "interrupted" and "Traceback" not in stderr
+
+
+def test_the_commands_start_at_once_when_only_asked_for_help():
+  best = 99.0
+  for _ in range(3):
+    start = time.perf_counter()
+    subprocess.run(
+      [sys.executable, "-m", "cwm_jax.cli", "--help"], check=True, stdout=subprocess.DEVNULL
+    )
+    best = min(best, time.perf_counter() - start)
+  assert best < 0.5
