@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 from cwm_jax.types import InputError
 
 
@@ -48,7 +50,7 @@ def build(config: Any) -> Any:
     max_objects=scenes.max_objects,
     texture_size=scenes.texture_size or min(image_hw),
   )
-  return pretrain.Pretrain(
+  task = pretrain.Pretrain(
     model=model,
     image_hw=image_hw,
     mask_ratio=config.model.mask_ratio,
@@ -56,3 +58,19 @@ def build(config: Any) -> Any:
     loss_on=config.pretrain.loss_on,
     target=config.pretrain.target,
   )
+  _check_model(task)
+  return task
+
+
+def _check_model(task: Any) -> None:
+  """Traces the network once, without computing: much of what it cannot do shows only then.
+
+  Raises:
+    InputError: sizes that do not go together, unknown choices, or an attention implementation that
+      this machine does not have.
+  """
+  try:
+    jax.eval_shape(task.init, jax.random.key(0))
+  except (ValueError, TypeError, ZeroDivisionError, RuntimeError, NotImplementedError) as error:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise InputError(f"config.model cannot be built: {reason}") from error

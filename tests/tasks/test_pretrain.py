@@ -91,6 +91,13 @@ def test_pictures_show_both_frames_what_was_revealed_and_the_prediction():
     ("model.patch", 5, "patches of 5"),
     ("model.mask_ratio", 1.5, "mask ratio"),
     ("model.dtype", "float8", "dtype"),
+    ("model.positions", "rotating", "model.positions is 'rotating'"),
+    ("model.masking", "keep", "model.masking is 'keep'"),
+    ("model.remat", "some", "model.remat is 'some'"),
+    ("model.attention_impl", "flash", "cannot be built: .*flash"),
+    ("model.encoder_heads", 5, "multiple of 4"),
+    ("model.decoder_heads", 0, "config.model cannot be built"),
+    ("model.image_hw", (16,), "config.model cannot be built"),
     ("task", "juggle", "juggle"),
   ],
 )
