@@ -187,6 +187,9 @@ def convert(*, workdir: str, out: str, dtype: str, as_json: bool) -> None:
     # Orbax warns that the devices of the run are unknown here; nothing is put on devices.
     warnings.simplefilter("ignore")
     params, config = checkpoint.load_params(workdir)
+  # How attention was computed there says nothing about the machine that will read the file.
+  if isinstance(config.get("model"), dict):
+    config["model"]["attention_impl"] = ""
   weights_file.check_fit(params, config, where=f"workdir {workdir}")
   path = weights_file.save(out, params, config, dtype=dtype)
   count = sum(int(np.size(value)) for value in weights_file.flatten(params).values())

@@ -139,6 +139,16 @@ def test_convert_turns_a_checkpoint_into_a_weights_file_that_tracks(capsys, tmp_
     np.testing.assert_allclose(value, want[name], rtol=2**-8)
 
 
+def test_a_run_with_attention_that_this_machine_lacks_is_converted_for_any(capsys, tmp_path):
+  model = dict(command_line.MODEL, attention_impl="cudnn")
+  config = {"model": model, "task": "pretrain"}
+  params = command_line.random_params({"model": command_line.MODEL})
+  workdir = _workdir(tmp_path, params, config)
+  code, _, err = command_line.run(capsys, "convert", workdir, tmp_path / "out.safetensors")
+  assert (code, err) == (0, "")
+  assert weights.read_header(tmp_path / "out.safetensors").config["model"]["attention_impl"] == ""
+
+
 def test_grid_points_are_the_centres_of_equal_cells():
   points = inputs.grid_points_xy(2, (40, 80))
   np.testing.assert_array_equal(points, [[20, 10], [60, 10], [20, 30], [60, 30]])
