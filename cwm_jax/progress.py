@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +15,16 @@ from jax.extend.core import jaxprs_in_params
 
 log = logging.getLogger(__name__)
 
-# Dense bf16 peaks in TFLOP/s of one device, from the makers' data sheets; the first name contained
-# in `device_kind` (lower case) counts, so longer names stand before shorter ones.
+# Dense peaks in TFLOP/s of one JAX device in its 16-bit format (bf16; fp16 where there is no bf16),
+# from the makers' data sheets. The first name that stands as words in `device_kind` (lower case)
+# counts, so longer names stand before shorter ones. JAX calls v5e "TPU v5 lite" and v5p "TPU v5";
+# of v2 and v3 each device is half a chip.
 PEAK_TFLOPS = {
   "b200": 2250.0,
+  "gh200": 989.0,
   "h200": 989.0,
   "h100 pcie": 756.0,
+  "h100 nvl": 835.0,
   "h100": 989.0,
   "a100": 312.0,
   "a10g": 70.0,
@@ -28,21 +33,29 @@ PEAK_TFLOPS = {
   "rtx 4090": 165.0,
   "v100": 125.0,
   "t4": 65.0,
-  "tpu v6": 918.0,
+  "tpu v6 lite": 918.0,
+  "tpu v6e": 918.0,
+  "tpu v5 lite": 197.0,
+  "tpu v5e": 197.0,
   "tpu v5p": 459.0,
-  "tpu v5": 197.0,
+  "tpu v5": 459.0,
   "tpu v4": 275.0,
-  "tpu v3": 123.0,
-  "tpu v2": 46.0,
+  "tpu v3": 61.5,
+  "tpu v2": 23.0,
 }
 
 
 def peak_flops(override_tflops: float = 0.0) -> float | None:
   """Peak FLOP/s of all devices together; None where the kind of device is not known."""
-  kind = jax.devices()[0].device_kind.lower()
-  known = next((peak for name, peak in PEAK_TFLOPS.items() if name in kind), None)
-  tflops = override_tflops or known
+  tflops = override_tflops or known_tflops(jax.devices()[0].device_kind)
   return tflops * 1e12 * jax.device_count() if tflops else None
+
+
+def known_tflops(device_kind: str) -> float | None:
+  """Peak TFLOP/s of one device by the name that JAX gives its kind; None where it is not known."""
+  kind = device_kind.lower()
+  peaks = (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", kind))
+  return next(peaks, None)
 
 
 def matmul_flops(function: Callable, *args: Any) -> float:
@@ -67,6 +80,10 @@ def _count(jaxpr: Any) -> float:
       shape = eqn.invars[0].aval.shape
       inner = math.prod(shape[axis] for axis in contract)
       total += 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
+    elif eqn.primitive.name.startswith("dot_product_attention_fwd"):
+      # cuDNN's attention hides its two products: queries [b, t, heads, d], keys [b, s, heads, d].
+      queries, keys = (variable.aval.shape for variable in eqn.invars[:2])
+      total += 4.0 * math.prod(queries) * keys[1]
     times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
     total += times * sum(_count(sub) for sub in jaxprs_in_params(eqn.params))
   return total

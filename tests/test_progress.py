@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from cwm_jax import progress
+from cwm_jax.models import layers
 
 
 def test_matrix_products_in_a_scan_are_counted_once_an_iteration():
@@ -18,15 +21,42 @@ def test_matrix_products_in_a_scan_are_counted_once_an_iteration():
   assert progress.matmul_flops(function, x, weights) == 7 * 2 * 5 * 4 * 4 + 2 * 5 * 4 * 5
 
 
+def test_attention_counts_alike_whoever_computes_it(monkeypatch):
+  # Tracing is all that is asked for, so a machine without cuDNN will do.
+  cudnn = "jax._src.cudnn.fused_attention_stablehlo"
+  monkeypatch.setattr(f"{cudnn}.check_cudnn_version", lambda: 90800)
+  monkeypatch.setattr(f"{cudnn}.check_compute_capability", lambda *_: True)
+  q = jax.ShapeDtypeStruct((2, 48, 3, 64), jnp.bfloat16)
+  k = jax.ShapeDtypeStruct((2, 32, 3, 64), jnp.bfloat16)
+  for implementation in ("einsum", "xla", "cudnn"):
+    attend = partial(layers.attend, implementation=implementation)
+    assert progress.matmul_flops(attend, q, k, k) == 2 * (2 * 2 * 48 * 32 * 3 * 64)
+
+
 def test_a_given_peak_counts_for_every_device():
   assert progress.peak_flops(2.0) == 2e12 * jax.device_count()
 
 
-def test_every_known_device_is_found_by_its_full_name():
-  # A shorter name that stands first would hide a longer one that contains it.
-  names = list(progress.PEAK_TFLOPS)
-  for place, name in enumerate(names):
-    assert not [short for short in names[:place] if short in name]
+@pytest.mark.parametrize(
+  "kind, tflops",
+  [
+    ("NVIDIA H200", 989.0),
+    ("NVIDIA H100 80GB HBM3", 989.0),
+    ("NVIDIA H100 PCIe", 756.0),
+    ("NVIDIA A100-SXM4-80GB", 312.0),
+    ("NVIDIA L40S", 362.0),
+    ("NVIDIA L4", 121.0),
+    ("TPU v4", 275.0),
+    ("TPU v5 lite", 197.0),
+    ("TPU v5", 459.0),
+    ("TPU v6 lite", 918.0),
+    ("NVIDIA L40", None),
+    ("NVIDIA RTX A1000 Laptop GPU", None),
+    ("cpu", None),
+  ],
+)
+def test_a_device_is_known_by_the_name_that_jax_gives_it(kind, tflops):
+  assert progress.known_tflops(kind) == tflops
 
 
 def test_a_row_averages_since_the_last_one_and_leaves_pauses_out(monkeypatch):
