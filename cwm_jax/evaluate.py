@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cwm_jax import writers
+from cwm_jax.data import tapvid_pickles
 from cwm_jax.evals import flow, tapvid, trackers
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
@@ -161,11 +162,10 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, tuple[Any, Callable[[str, A
     def on_clips(name, tracker, protocol=protocol, title=title):
       return tapvid.TapVidEvaluator(
         tracker,
-        settings.tapvid,
+        tapvid_pickles.open_clips(settings.tapvid),
         protocol=protocol,
         frame_gap=settings.frame_gap,
-        results=workdir / "answers" / title / name,
-        on_clip=lambda clip, n: _LOG.info("  %s: AD %.2f px", clip, n["average_distance"]),
+        kept=workdir / "answers" / title / name,
       ).run()
 
     jobs[f"tapvid/{title}"] = (_TAPVID, on_clips)

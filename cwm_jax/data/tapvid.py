@@ -1,4 +1,4 @@
-"""Annotated clips (TAP-Vid's contents) in the folder form, and the questions asked about them.
+"""Annotated clips, TAP-Vid's contents, in the folder form; the pickles are in `tapvid_pickles`.
 
 A clip is a folder with `video/`, its frames as images, and `points.npz`: points_xy float [N, T, 2]
 (pixels), occluded bool [N, T], hw [2] (the frames' size the points refer to).
@@ -7,11 +7,12 @@ A clip is a folder with `video/`, its frames as images, and `points.npz`: points
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32
 
 from cwm_jax.data.images import natural_key, read_frames, shown
 from cwm_jax.types import InputError
@@ -22,7 +23,7 @@ _POINTS, _VIDEO = "points.npz", "video"
 class TapVidClip(NamedTuple):
   """One annotated clip.
 
-  name:      of its folder.
+  name:      of its folder, or what the set calls it.
   video:     uint8 [T, H, W, 3], RGB.
   points_xy: float32 [N, T, 2], (x, y) pixels, continuous: a pixel's centre is index + 0.5.
              Meaningless where occluded.
@@ -35,17 +36,28 @@ class TapVidClip(NamedTuple):
   occluded: np.ndarray
 
 
-class PointQuestions(NamedTuple):
-  """Q questions "where is this point of frame `start` in frame `stop`?", in the points' order.
+class ClipSource(ABC):
+  """A set of clips that are read one at a time.
 
-  point: int32 [Q], row of `TapVidClip.points_xy`. start, stop: int32 [Q], frames.
-  start_xy: float32 [Q, 2], where the point is in frame `start`.
+  names: one a clip, all different; fit for file names.
   """
 
-  point: np.ndarray
-  start: np.ndarray
-  stop: np.ndarray
-  start_xy: np.ndarray
+  names: Sequence[str]
+
+  @abstractmethod
+  def read(self, index: int) -> TapVidClip:
+    """The clip called `names[index]`. Raises InputError where it is broken; the others are not."""
+
+
+class ClipFolders(ClipSource):
+  """The clips that `list_clips` finds."""
+
+  def __init__(self, root: str | os.PathLike[str]):
+    self._folders = list_clips(root)
+    self.names = [os.path.basename(os.path.abspath(folder)) for folder in self._folders]
+
+  def read(self, index: int) -> TapVidClip:
+    return read_clip(self._folders[index])
 
 
 def list_clips(root: str | os.PathLike[str]) -> list[str]:
@@ -124,43 +136,3 @@ def read_points(
   if not np.all(np.isfinite(points_xy[~occluded])):
     raise InputError(f"{name} has visible points without a finite place")
   return points_xy.astype(np.float32), occluded, (int(hw[0]), int(hw[1]))
-
-
-def queries_first(clip: TapVidClip) -> PointQuestions:
-  """From each point's first visible frame to every later frame (protocol First, or VFG).
-
-  Later frames in which the point is occluded are asked about too. Points that are never visible are
-  left out.
-  """
-  frames = clip.occluded.shape[1]
-  asked = np.zeros((*clip.occluded.shape, frames), bool)
-  for point in np.flatnonzero(~clip.occluded.all(axis=1)):
-    start = int(np.argmin(clip.occluded[point]))
-    asked[point, start, start + 1 :] = True
-  return _questions(clip, *np.nonzero(asked))
-
-
-def queries_cfg(clip: TapVidClip, *, gap: int = 5) -> PointQuestions:
-  """From every frame in which a point is visible to the one `gap` frames later (protocol CFG).
-
-  The later frame must exist; the point may be occluded in it.
-
-  Raises:
-    InputError: a gap below 1.
-  """
-  if gap < 1:
-    raise InputError(f"the frame gap is {gap}; it must be 1 or more")
-  frames = clip.occluded.shape[1]
-  point, start = np.nonzero(~clip.occluded[:, : max(0, frames - gap)])
-  return _questions(clip, point, start, start + gap)
-
-
-def queries_tyx(questions: PointQuestions) -> Float32[np.ndarray, "q 3"]:
-  """The (frame, y, x) that a tracker is asked with."""
-  start = questions.start.astype(np.float32)[:, None]
-  return np.concatenate([start, questions.start_xy[:, ::-1]], axis=1)
-
-
-def _questions(clip: TapVidClip, point, start, stop) -> PointQuestions:
-  index: list[Int32[np.ndarray, " q"]] = [np.asarray(i, np.int32) for i in (point, start, stop)]
-  return PointQuestions(*index, clip.points_xy[point, start])

@@ -1,133 +1,153 @@
-"""TAP-Vid's evaluation of any tracker on clips in the folder form."""
+"""TAP-Vid's evaluation of any tracker, video by video, over devices and processes, resumable."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cwm_jax.data import tapvid
-from cwm_jax.evals import tapvid_metrics
+from cwm_jax.data import tapvid_queries
+from cwm_jax.data.tapvid import ClipSource
+from cwm_jax.evals import protocols, spread, tapvid_answers, tapvid_metrics
+from cwm_jax.progress import format_seconds
 from cwm_jax.types import InputError
 
-PROTOCOLS = ("first", "cfg")
+_LOG = logging.getLogger(__name__)
 
 
 class TapVidEvaluator:
-  """Runs a tracker over a folder of clips.
+  """Runs a tracker over a set of clips.
 
-  Protocol "first" asks about each point from its first visible frame in every later frame (First,
-  or VFG); "cfg" asks from every frame in which it is visible about the one `frame_gap` later.
+  After `run`: `answers` {clip: Answers}, `numbers` {clip: numbers}, `skipped` {clip: why}.
   """
 
   def __init__(
     self,
-    tracker: Any,
-    root: str | os.PathLike[str],
+    trackers: Any | Sequence[Any],
+    clips: ClipSource,
     *,
     protocol: str = "first",
     frame_gap: int = 5,
-    distance_at_query: bool = False,
-    results: str | os.PathLike[str] | None = None,
+    query_stride: int = 5,
+    resolution: str = "native",
+    kept: Path | None = None,
     on_clip: Callable[[str, dict[str, float]], None] | None = None,
   ):
-    """Lists the clips.
-
+    """
     Args:
-      tracker: anything with `track` and `flow` as `cwm_jax.tracker.Tracker` has them.
-      root: folder of clip folders, or one clip's.
-      frame_gap: of protocol "cfg".
-      distance_at_query: see `tapvid_metrics.summarise`.
-      results: folder for one .npz of answers a clip; those that are there are not computed again.
-      on_clip: called with a clip's name and numbers when it is done.
+      trackers: anything with `track` and `flow` as `cwm_jax.tracker.Tracker` has them; several
+        (of one kind) share the clips, each in a thread of its own.
+      clips: see `data.tapvid_pickles.open_clips`.
+      protocol: a name of `evals.protocols`.
+      frame_gap, query_stride: of queries "cfg" and "strided".
+      resolution: at which the tracker sees the clips, see `tapvid_queries.resolution_hw`.
+      kept: folder for one .npz of answers a clip; those that are there are not computed again.
+      on_clip: called with a clip's name and numbers when it is done by this process.
 
     Raises:
-      InputError: an unknown protocol, or no clips.
+      InputError: an unknown protocol or resolution, or a gap or stride below 1.
     """
-    if protocol not in PROTOCOLS:
-      raise InputError(f"the protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-    self._tracker, self._protocol, self._frame_gap = tracker, protocol, frame_gap
-    self._distance_at_query, self._on_clip = distance_at_query, on_clip
-    self._folders = tapvid.list_clips(root)
-    self._results = None if results is None else Path(results)
+    self.protocol = protocols.find(protocol)
+    if frame_gap < 1 or query_stride < 1:
+      raise InputError("the frame gap and the stride of the queries must be 1 or more")
+    tapvid_queries.resolution_hw(resolution, (16, 16))
+    self._trackers = trackers if isinstance(trackers, list | tuple) else [trackers]
+    self._clips, self._kept, self._on_clip = clips, kept, on_clip
+    self._asked = dict(frame_gap=frame_gap, query_stride=query_stride)
+    self._resolution = resolution
+    self.answers: dict[str, tapvid_metrics.Answers] = {}
+    self.numbers: dict[str, dict[str, float]] = {}
+    self.skipped: dict[str, str] = {}
 
   def run(self) -> Iterator[tuple[str, float]]:
-    """Yields <clip>/<number> for each clip, then mean/<number> (over clips) and pooled/<number>."""
-    answers, numbers = [], []
-    for folder in self._folders:
-      name = os.path.basename(os.path.abspath(folder))
-      answers.append(self._stored(name, folder))
-      numbers.append(self._numbers(answers[-1]))
+    """Yields <clip>/<number> for each clip, then mean/<number> (over clips), pooled/<number> (over
+    all clips' answers together), num_clips and num_skipped. The same on every process.
+
+    Raises:
+      InputError: no clip could be used.
+    """
+    names = self._clips.names
+    mine = spread.my_share(len(names))
+    started, computed = time.monotonic(), 0
+    results: dict[int, bytes] = {}
+    done = spread.work_through(self._answer, mine, self._trackers)
+    for index, (answers, is_new) in done:
+      results[index] = _pack(answers)
+      computed += is_new
+      each = (time.monotonic() - started) / max(computed, 1)
+      left = format_seconds(each * (len(mine) - len(results)))
+      place = f"{len(results)}/{len(mine)} {names[index]}"
+      if isinstance(answers, str):
+        _LOG.warning("  %s is left out: %s", place, answers)
+        continue
+      numbers = self._summarise(answers)
+      _LOG.info("  %s: AD %.2f px  eta %s", place, numbers["average_distance"], left)
       if self._on_clip is not None:
-        self._on_clip(name, numbers[-1])
-      yield from ((f"{name}/{key}", value) for key, value in numbers[-1].items())
-    for key, value in tapvid_metrics.mean_over_videos(numbers).items():
-      yield f"mean/{key}", value
-    for key, value in self._numbers(tapvid_metrics.pool(answers)).items():
-      yield f"pooled/{key}", value
+        self._on_clip(names[index], numbers)
+    self._collect(spread.gather(results, len(names)))
+    for name, numbers in self.numbers.items():
+      yield from ((f"{name}/{key}", value) for key, value in numbers.items())
+    nan_spreads = self.protocol.nan_spreads
+    over = tapvid_metrics.mean_over_videos(list(self.numbers.values()), nan_spreads=nan_spreads)
+    yield from ((f"mean/{key}", value) for key, value in over.items())
+    pooled = self._summarise(tapvid_metrics.pool(list(self.answers.values())))
+    yield from ((f"pooled/{key}", value) for key, value in pooled.items())
+    yield "num_clips", float(len(self.numbers))
+    yield "num_skipped", float(len(self.skipped))
 
-  def answer(self, clip: tapvid.TapVidClip) -> tapvid_metrics.Answers:
-    """The answers about one clip."""
-    ask = self._ask_first if self._protocol == "first" else self._ask_gap
-    return ask(clip)
+  def read(self, index: int) -> Any:
+    """A clip as the trackers see it. Raises InputError where it is broken."""
+    return tapvid_queries.at_resolution(self._clips.read(index), self._resolution)
 
-  def _numbers(self, answers: tapvid_metrics.Answers) -> dict[str, float]:
-    return tapvid_metrics.summarise(answers, distance_at_query=self._distance_at_query)
+  def _collect(self, results: dict[int, bytes]) -> None:
+    for index, name in enumerate(self._clips.names):
+      answers = _unpack(results[index])
+      if isinstance(answers, str):
+        self.skipped[name] = answers
+      else:
+        self.answers[name], self.numbers[name] = answers, self._summarise(answers)
+    if not self.answers:
+      why = next(iter(self.skipped.values()), "there is none")
+      raise InputError(f"none of the {len(self.skipped)} clips can be used: {why}")
 
-  def _stored(self, name: str, folder: str) -> tapvid_metrics.Answers:
-    if self._results is None:
-      return self.answer(tapvid.read_clip(folder))
-    path = self._results / f"{name}.npz"
-    if path.is_file():
-      with np.load(path) as file:
-        return tapvid_metrics.Answers(*(file[key] for key in tapvid_metrics.Answers._fields))
-    answers = self.answer(tapvid.read_clip(folder))
-    self._results.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, **answers._asdict())
-    os.replace(partial, path)
-    return answers
-
-  def _ask_first(self, clip: tapvid.TapVidClip) -> tapvid_metrics.Answers:
-    points = np.flatnonzero(~clip.occluded.all(axis=1))
-    starts = np.argmin(clip.occluded[points], axis=1)
-    queries = np.column_stack([starts, clip.points_xy[points, starts][:, ::-1]])
-    tracks = self._tracker.track(clip.video, queries)
-    return self._compare(
-      clip, starts, clip.points_xy[points], clip.occluded[points], tracks.xy, tracks.visible
+  def _summarise(self, answers: tapvid_metrics.Answers) -> dict[str, float]:
+    return tapvid_metrics.summarise(
+      answers,
+      distance_at_query=self.protocol.query_frame != "out",
+      nan_spreads=self.protocol.nan_spreads,
     )
 
-  def _ask_gap(self, clip: tapvid.TapVidClip) -> tapvid_metrics.Answers:
-    asked = tapvid.queries_cfg(clip, gap=self._frame_gap)
-    found = asked.start_xy.copy()
-    visible = np.ones(len(asked.point), bool)
-    for start in np.unique(asked.start):
-      mine = asked.start == start
-      pair = clip.video[start], clip.video[start + self._frame_gap]
-      answer = self._tracker.flow(*pair, asked.start_xy[mine])
-      found[mine], visible[mine] = answer.xy, answer.visible
-    # Each question is a track of two frames, the first of which is the query's.
-    both = [asked.start, asked.stop]
-    truth = np.stack([clip.points_xy[asked.point, t] for t in both], axis=1)
-    occluded = np.stack([clip.occluded[asked.point, t] for t in both], axis=1)
-    return self._compare(
-      clip,
-      np.zeros(len(found), int),
-      truth,
-      occluded,
-      np.stack([asked.start_xy, found], axis=1),
-      np.stack([np.ones_like(visible), visible], axis=1),
-    )
+  def _answer(self, tracker: Any, index: int) -> tuple[tapvid_metrics.Answers | str, bool]:
+    """A clip's answers, or why it has none; and whether they were computed now."""
+    path = None if self._kept is None else self._kept / f"{self._clips.names[index]}.npz"
+    known = None if path is None else tapvid_answers.load(path)
+    if known is not None:
+      return tapvid_answers.compare(known, self.protocol), False
+    try:
+      clip = self.read(index)
+    except InputError as error:
+      return str(error), False
+    found = tapvid_answers.ask(tracker, clip, self.protocol, **self._asked)
+    if path is not None:
+      tapvid_answers.save(path, found)
+    return tapvid_answers.compare(found, self.protocol), True
 
-  def _compare(self, clip, query_frames, truth_xy, occluded, found_xy, visible):
-    size_hw = clip.video.shape[1:3]
-    return tapvid_metrics.compare(
-      query_frames,
-      tapvid_metrics.to_raster(truth_xy, size_hw),
-      occluded,
-      tapvid_metrics.to_raster(found_xy, size_hw),
-      ~visible,
-    )
+
+def _pack(answers: tapvid_metrics.Answers | str) -> bytes:
+  """One clip's result as bytes, to be sent to other processes."""
+  arrays = {"why": np.array(answers)} if isinstance(answers, str) else answers._asdict()
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  return buffer.getvalue()
+
+
+def _unpack(packed: bytes) -> tapvid_metrics.Answers | str:
+  with np.load(io.BytesIO(packed), allow_pickle=False) as file:
+    if "why" in file:
+      return str(file["why"])
+    return tapvid_metrics.Answers(*(file[key] for key in tapvid_metrics.Answers._fields))

@@ -26,14 +26,19 @@ class Answers(NamedTuple):
   distance:      float64, pixels at 256 x 256 between answer and truth.
   gt_occluded:   bool. Distances count where this is False.
   pred_occluded: bool.
-  at_query:      bool, True in the query's own frame; it counts for distances only, and there only
-                 where asked for.
+  gap:           int32, frames from the query's to this one. Where it is 0, in the query's own
+                 frame, an entry counts for distances only, and there only where asked for.
   """
 
   distance: np.ndarray
   gt_occluded: np.ndarray
   pred_occluded: np.ndarray
-  at_query: np.ndarray
+  gap: np.ndarray
+
+  @property
+  def at_query(self) -> np.ndarray:
+    """bool [K]: entries in the query's own frame."""
+    return self.gap == 0
 
 
 def to_raster(
@@ -51,6 +56,7 @@ def compare(
   pred_occluded: Bool[np.ndarray, "n t"],
   *,
   query_mode: str = "first",
+  frames: Int[np.ndarray, "n t"] | None = None,
 ) -> Answers:
   """Sets answers beside the truth.
 
@@ -58,16 +64,18 @@ def compare(
     query_frames: the frame in which each point was asked about.
     gt_xy, pred_xy: (x, y), pixels at 256 x 256.
     query_mode: "first" asks about the frames after the query's, "strided" about all others.
+    frames: which frame each column is, for each point; None where column t is frame t.
 
   Raises:
     InputError: an unknown query mode.
   """
   if query_mode not in QUERY_MODES:
     raise InputError(f"the query mode is {query_mode!r}; choose one of {', '.join(QUERY_MODES)}")
-  from_query = np.arange(gt_xy.shape[1]) - query_frames[:, None]
+  columns = np.arange(gt_xy.shape[1]) if frames is None else frames
+  from_query = (columns - query_frames[:, None]).astype(np.int32)
   asked = from_query >= 0 if query_mode == "first" else np.ones_like(gt_occluded)
   distance = np.linalg.norm(pred_xy.astype(float) - gt_xy, axis=-1)
-  values = (distance, gt_occluded, pred_occluded, from_query == 0)
+  values = (distance, gt_occluded, pred_occluded, from_query)
   return Answers(*(value[asked] for value in values))
 
 
@@ -76,12 +84,14 @@ def pool(answers: Sequence[Answers]) -> Answers:
   return Answers(*(np.concatenate(values) for values in zip(*answers)))
 
 
-def summarise(answers: Answers, *, distance_at_query: bool = False) -> dict[str, float]:
+def summarise(
+  answers: Answers, *, distance_at_query: bool = False, nan_spreads: bool = False
+) -> dict[str, float]:
   """The numbers of one video, or of several pooled.
 
   Args:
-    distance_at_query: whether the query's own frame counts in average_distance and median_distance
-      (the public release counts it).
+    distance_at_query: whether the query's own frame counts in average_distance and median_distance.
+    nan_spreads: occlusion F1 goes by precision and recall, so it is NaN without a true positive.
 
   Returns:
     average_distance, median_distance: pixels, of points that are visible in truth.
@@ -113,21 +123,58 @@ def summarise(answers: Answers, *, distance_at_query: bool = False) -> dict[str,
   tp, fp = np.sum(said_occluded & occluded), np.sum(said_occluded & visible)
   fn = np.sum(said_visible & occluded)
   out["occlusion_accuracy"] = _mean(said_occluded == occluded)
-  out["occlusion_f1"] = _ratio(2 * tp, 2 * tp + fp + fn)
+  out["occlusion_f1"] = _f1(tp, fp, fn, nan_spreads)
   counts = dict(occlusion_tp=tp, occlusion_fp=fp, occlusion_fn=fn, num_visible=visible.sum())
   return out | {name: float(value) for name, value in counts.items()}
 
 
-def mean_over_videos(videos: Sequence[dict[str, float]]) -> dict[str, float]:
-  """TAP-Vid's summary: means over videos (NaN where a video has none is left out), F1 pooled."""
+def mean_over_videos(
+  videos: Sequence[dict[str, float]], *, nan_spreads: bool = False
+) -> dict[str, float]:
+  """TAP-Vid's summary: means over videos, occlusion F1 over all videos' answers together.
+
+  Args:
+    nan_spreads: a video without a number makes the mean NaN; otherwise it is left out. For F1 see
+      `summarise`.
+  """
   out = {}
   for name in videos[0]:
     values = np.array([video[name] for video in videos])
-    known = values[~np.isnan(values)]
-    counted = name.startswith("occlusion_") and name[-2:] in ("tp", "fp", "fn")
-    out[name] = float(known.sum()) if counted or name == "num_visible" else _mean(known)
-  tp, fp, fn = (out[f"occlusion_{kind}"] for kind in ("tp", "fp", "fn"))
-  return out | {"occlusion_f1": _ratio(2 * tp, 2 * tp + fp + fn)}
+    counted = values if nan_spreads else values[~np.isnan(values)]
+    total = name.startswith("occlusion_") and name[-2:] in ("tp", "fp", "fn")
+    out[name] = float(counted.sum()) if total or name == "num_visible" else _mean(counted)
+  counts = (out[f"occlusion_{kind}"] for kind in ("tp", "fp", "fn"))
+  return out | {"occlusion_f1": _f1(*counts, nan_spreads)}
+
+
+def by_gap(answers: Answers, *, bins: int = 24) -> dict[str, np.ndarray]:
+  """How errors grow with the number of frames between query and answer.
+
+  Args:
+    bins: gaps are put together in at most so many groups of one width.
+
+  Returns:
+    gap float [B], the middle of each group that has visible points; average_distance,
+    median_distance, delta_avg and num_visible, float [B].
+  """
+  counts = ~answers.gt_occluded & ~answers.at_query
+  gap, distance = np.abs(answers.gap[counts]), answers.distance[counts]
+  width = max(1, -(-int(gap.max(initial=0)) // bins))
+  # Gaps 1 to `width` are the first group.
+  group = (gap - 1) // width
+  rows = []
+  for index in np.unique(group):
+    here = distance[group == index]
+    delta = np.mean([np.mean(here < k) for k in THRESHOLDS])
+    rows.append((index * width + (width + 1) / 2, here.mean(), np.median(here), delta, here.size))
+  names = ("gap", "average_distance", "median_distance", "delta_avg", "num_visible")
+  return dict(zip(names, np.array(rows, float).reshape(-1, len(names)).T))
+
+
+def _f1(tp, fp, fn, nan_without_hit: bool) -> float:
+  if nan_without_hit and not tp:
+    return float("nan")
+  return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -8,50 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cwm_jax.data import flowfiles, tapvid
+from cwm_jax.data import flowfiles, tapvid, tapvid_queries
 from cwm_jax.types import InputError
-
-
-def _clip(occluded):
-  count, frames = occluded.shape
-  points = np.arange(count * frames * 2, dtype=np.float32).reshape(count, frames, 2)
-  return tapvid.TapVidClip("clip", np.zeros((frames, 4, 4, 3), np.uint8), points, occluded)
-
-
-def _rows(questions):
-  return np.stack([questions.point, questions.start, questions.stop], axis=1).tolist()
-
-
-def test_first_asks_from_the_first_visible_frame_about_every_later_one():
-  clip = _clip(np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool))
-  asked = tapvid.queries_first(clip)
-  assert _rows(asked) == [[0, 1, 2], [0, 1, 3], [2, 0, 1], [2, 0, 2], [2, 0, 3]]
-  np.testing.assert_array_equal(asked.start_xy[0], clip.points_xy[0, 1])
-  np.testing.assert_array_equal(
-    tapvid.queries_tyx(asked)[0], [1, clip.points_xy[0, 1, 1], clip.points_xy[0, 1, 0]]
-  )
-
-
-def test_cfg_asks_from_every_visible_frame_about_the_one_a_gap_later():
-  clip = _clip(np.array([[1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool))
-  assert _rows(tapvid.queries_cfg(clip, gap=2)) == [[0, 1, 3], [2, 0, 2], [2, 1, 3]]
-  assert _rows(tapvid.queries_cfg(clip, gap=4)) == []
-  with pytest.raises(InputError, match="the frame gap is 0"):
-    tapvid.queries_cfg(clip, gap=0)
-
-
-@pytest.mark.parametrize("name", ["c8_tapvid_flatten", "c8_tapvid_flatten_nevervisible"])
-def test_questions_are_those_of_the_release(cwm_goldens, name):
-  golden = np.load(cwm_goldens / f"{name}.npz")
-  first, cfg = [], []
-  for video, clip_name in enumerate(golden["video_names"]):
-    clip = _clip(golden[f"{clip_name}/occluded"])
-    cfg += [[video, *row] for row in _rows(tapvid.queries_cfg(clip, gap=2))]
-    first += [[video, *row] for row in _rows(tapvid.queries_first(clip))]
-  assert cfg == golden["queries_cfg"].tolist()
-  if name == "c8_tapvid_flatten":
-    # The release asks about earlier frames too, and counts points after dropping invisible ones.
-    assert first == [row for row in golden["queries_first"].tolist() if row[3] > row[2]]
 
 
 def test_the_real_annotated_clips_are_read(cwm_data):
@@ -65,7 +23,7 @@ def test_the_real_annotated_clips_are_read(cwm_data):
     assert clip.video.shape == (32, 480, 854, 3) and clip.video.dtype == np.uint8
     visible = clip.points_xy[~clip.occluded]
     assert visible.min() >= 0 and np.all(visible <= (854, 480))
-  assert len(tapvid.queries_cfg(clips["dog"], gap=5).point) == 207
+  assert len(tapvid_queries.queries_cfg(clips["dog"], gap=5).point) == 207
 
 
 def test_flo_is_what_middlebury_says(tmp_path):

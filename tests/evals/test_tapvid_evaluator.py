@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cwm_jax.data.tapvid import ClipFolders
 from cwm_jax.evals import tapvid, trackers
 from cwm_jax.types import InputError, PointFlow, Tracks
 
@@ -45,7 +46,8 @@ class _Oracle:
 def test_a_perfect_tracker_has_perfect_numbers(tmp_path, protocol, gap):
   _write_clip(tmp_path / "a")
   _write_clip(tmp_path / "b", seed=1)
-  got = dict(tapvid.TapVidEvaluator(_Oracle(gap), tmp_path, protocol=protocol, frame_gap=gap).run())
+  clips = ClipFolders(tmp_path)
+  got = dict(tapvid.TapVidEvaluator(_Oracle(gap), clips, protocol=protocol, frame_gap=gap).run())
   for group in ("a", "b", "mean", "pooled"):
     assert got[f"{group}/average_distance"] == pytest.approx(0, abs=1e-5)
     assert got[f"{group}/delta_avg"] == got[f"{group}/average_jaccard"] == 1.0
@@ -56,7 +58,7 @@ def test_a_perfect_tracker_has_perfect_numbers(tmp_path, protocol, gap):
 
 def test_errors_are_measured_at_256_by_256(tmp_path):
   _write_clip(tmp_path / "a")
-  got = dict(tapvid.TapVidEvaluator(_Oracle(error=0.75), tmp_path).run())
+  got = dict(tapvid.TapVidEvaluator(_Oracle(error=0.75), ClipFolders(tmp_path)).run())
   # 0.75 of 64 rows are 3 of 256.
   assert got["pooled/average_distance"] == pytest.approx(3.0, abs=1e-5)
   assert (got["a/within_2"], got["a/within_4"]) == (0.0, 1.0)
@@ -64,7 +66,8 @@ def test_errors_are_measured_at_256_by_256(tmp_path):
 
 def test_zero_motion_is_wrong_by_the_motion(tmp_path):
   _write_clip(tmp_path / "a", points=1)
-  evaluator = tapvid.TapVidEvaluator(trackers.ZeroMotion(), tmp_path, protocol="cfg", frame_gap=2)
+  clips = ClipFolders(tmp_path)
+  evaluator = tapvid.TapVidEvaluator(trackers.ZeroMotion(), clips, protocol="cfg", frame_gap=2)
   # Two frames of 4 px of 128 columns are 16 px of 256.
   assert dict(evaluator.run())["pooled/average_distance"] == pytest.approx(16.0, abs=1e-4)
 
@@ -75,8 +78,8 @@ def test_clips_that_are_done_are_not_asked_about_again(tmp_path):
   oracle, seen = _Oracle(error=0.5), []
   make = lambda: tapvid.TapVidEvaluator(  # noqa: E731
     oracle,
-    tmp_path / "data",
-    results=tmp_path / "out",
+    ClipFolders(tmp_path / "data"),
+    kept=tmp_path / "out",
     on_clip=lambda name, numbers: seen.append(name),
   )
   whole = dict(make().run())
@@ -86,11 +89,13 @@ def test_clips_that_are_done_are_not_asked_about_again(tmp_path):
 
 
 def test_an_unknown_protocol_is_refused(tmp_path):
+  _write_clip(tmp_path / "a")
   with pytest.raises(InputError, match="protocol"):
-    tapvid.TapVidEvaluator(_Oracle(), tmp_path, protocol="last")
+    tapvid.TapVidEvaluator(_Oracle(), ClipFolders(tmp_path), protocol="last")
 
 
 def test_real_clips_are_measured(cwm_data):
-  got = dict(tapvid.TapVidEvaluator(trackers.ZeroMotion(), cwm_data / "tapvid_davis" / "dog").run())
+  clips = ClipFolders(cwm_data / "tapvid_davis" / "dog")
+  got = dict(tapvid.TapVidEvaluator(trackers.ZeroMotion(), clips).run())
   assert 10 < got["pooled/average_distance"] < 80
   assert 0 < got["pooled/delta_avg"] < 0.5

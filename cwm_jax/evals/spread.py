@@ -1,0 +1,113 @@
+"""Many items over many devices and processes: who does what, and how results come together.
+
+A process takes every n-th item; in it, each local device has a worker (a tracker of its own) in a
+thread of its own. Nothing is exchanged until the end.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import jax
+import numpy as np
+
+
+class OnDevice:
+  """A tracker whose work runs on one device, whichever thread asks."""
+
+  def __init__(self, build: Callable[[], Any], device: jax.Device):
+    self._device = device
+    self._tracker = self._there(build)
+
+  def track(self, *args: Any, **settings: Any) -> Any:
+    """As `Tracker.track`."""
+    return self._there(self._tracker.track, *args, **settings)
+
+  def flow(self, *args: Any, **settings: Any) -> Any:
+    """As `Tracker.flow`."""
+    return self._there(self._tracker.flow, *args, **settings)
+
+  def pairs(self, *args: Any, **settings: Any) -> Any:
+    """As `Tracker.pairs`."""
+    return self._there(self._tracker.pairs, *args, **settings)
+
+  def _there(self, call: Callable, *args: Any, **settings: Any) -> Any:
+    with jax.default_device(self._device):
+      return call(*args, **settings)
+
+
+def one_each(build: Callable[[], Any]) -> list[Any]:
+  """What `build` makes, once for every device of this process."""
+  devices = jax.local_devices()
+  if len(devices) == 1:
+    return [build()]
+  return [OnDevice(build, device) for device in devices]
+
+
+def my_share(count: int) -> range:
+  """Which of `count` items this process does."""
+  return range(jax.process_index(), count, jax.process_count())
+
+
+def work_through(
+  work: Callable[[Any, int], Any], items: Iterable[int], workers: Sequence[Any]
+) -> Iterator[tuple[int, Any]]:
+  """(item, work(worker, item)) for every item, as they come; no worker has two items at a time."""
+  if len(workers) == 1:
+    yield from ((item, work(workers[0], item)) for item in items)
+    return
+  free: queue.SimpleQueue = queue.SimpleQueue()
+  for worker in workers:
+    free.put(worker)
+
+  def one(item: int) -> tuple[int, Any]:
+    worker = free.get()
+    try:
+      return item, work(worker, item)
+    finally:
+      free.put(worker)
+
+  with ThreadPoolExecutor(len(workers)) as pool:
+    try:
+      for done in as_completed([pool.submit(one, item) for item in items]):
+        yield done.result()
+    finally:
+      pool.shutdown(wait=True, cancel_futures=True)
+
+
+def gather(mine: dict[int, bytes], count: int) -> dict[int, bytes]:
+  """All processes' results, on every process.
+
+  Args:
+    mine: {item: result} of all items of `my_share(count)`.
+    count: items of all processes together.
+  """
+  processes = jax.process_count()
+  if processes == 1:
+    return mine
+  found = {}
+  # A round has one item of each process, so that no more than that is ever padded to one length.
+  for first in range(0, count, processes):
+    for process, result in enumerate(_everyone(mine.get(first + jax.process_index(), b""))):
+      if first + process < count:
+        found[first + process] = result
+  return found
+
+
+def of_first_process(value: bytes) -> bytes:
+  """What the first process holds, on every process."""
+  return value if jax.process_count() == 1 else _everyone(value)[0]
+
+
+def _everyone(value: bytes) -> list[bytes]:
+  """One value of every process; they may differ in length."""
+  from jax.experimental import multihost_utils
+
+  lengths = multihost_utils.process_allgather(np.array(len(value), np.int32)).reshape(-1)
+  padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+  padded[: len(value)] = np.frombuffer(value, np.uint8)
+  everyone = multihost_utils.process_allgather(padded)
+  return [row[:length].tobytes() for row, length in zip(everyone, lengths)]
