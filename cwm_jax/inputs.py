@@ -65,9 +65,21 @@ def open_clip(path: str) -> Clip:
   if not paths:
     raise InputError(f"the folder {images.shown(path)} holds no images")
   size_hw = images.read_image(paths[0]).shape[:2]
-  return Clip(
-    Path(path).resolve().name, size_hw, _FOLDER_FPS, lambda: map(images.read_image, paths)
-  )
+  return Clip(Path(path).resolve().name, size_hw, _FOLDER_FPS, lambda: _read_folder(paths))
+
+
+def _read_folder(paths: list[str]) -> Iterator[np.ndarray]:
+  """The images one by one; InputError at the first that is not of the first one's size."""
+  first = None
+  for path in paths:
+    frame = images.read_image(path)
+    first = frame.shape if first is None else first
+    if frame.shape != first:
+      raise InputError(
+        f"{images.shown(path)} is {frame.shape[1]} x {frame.shape[0]}, the frames before it "
+        f"{first[1]} x {first[0]}; frames need one size"
+      )
+    yield frame
 
 
 def grid_points_xy(count: int, size_hw: tuple[int, int]) -> np.ndarray:

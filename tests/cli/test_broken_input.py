@@ -60,15 +60,12 @@ BROKEN = {
     "0.png is not an image",
   ),
   "folder of frames of two sizes": (
-    lambda t, c, i, w: [
-      "track",
-      viz.write_png(
-        viz.write_png(_folder(t / "d") / "0.png", command_line.frames()[0]).parent / "1.png",
-        command_line.frames(h=44)[0],
-      ).parent,
-      *("--weights", w, "--masks", 1),
-    ],
-    "size|shape",
+    lambda t, c, i, w: ["track", _two_sizes(t), "--weights", w, "--masks", 1],
+    r"1.png is 56 x 44, the frames before it 56 x 40; frames need one size",
+  ),
+  "demo of frames of two sizes": (
+    lambda t, c, i, w: ["demo", _two_sizes(t), "--weights", w, "--masks", 1],
+    r"1.png is 56 x 44, the frames before it 56 x 40; frames need one size",
   ),
   "video of one frame": (
     lambda t, c, i, w: [
@@ -202,6 +199,13 @@ BROKEN = {
     "config.json cannot be read .*is it a workdir",
   ),
 }
+
+
+def _two_sizes(tmp_path):
+  folder = _folder(tmp_path / "d")
+  viz.write_png(folder / "0.png", command_line.frames()[0])
+  viz.write_png(folder / "1.png", command_line.frames(h=44)[0])
+  return folder
 
 
 def _foreign(tmp_path):
