@@ -72,15 +72,21 @@ def run(
   queries = np.concatenate([np.zeros((len(points_xy), 1)), points_xy[:, ::-1]], axis=1)
   queries = queries.astype(np.float32)
 
-  rows = [
-    _timed(f"best mark, MM-{reading.masks}", lambda: tracker.track(clip.frames, queries)),
-    _timed("red square, MM-1", lambda: square.track(clip.frames, queries)),
-    _timed("zero motion", lambda: _still(points_xy, len(clip.frames))),
-  ]
-  tracks = rows[0].tracks
-  table = [_measured(row, clip.truth, size_hw) for row in rows]
   if not as_json:
-    print(_as_text(clip, table), flush=True)
+    print(_heading(clip), flush=True)
+  ways = [
+    (f"best mark, MM-{reading.masks}", lambda: tracker.track(clip.frames, queries)),
+    ("red square, MM-1", lambda: square.track(clip.frames, queries)),
+    ("zero motion", lambda: _still(points_xy, len(clip.frames))),
+  ]
+  rows, table = [], []
+  for name, track in ways:
+    rows.append(_timed(name, track))
+    table.append(_measured(rows[-1], clip.truth, size_hw))
+    # Each line as soon as it is known: the whole takes a minute on a small machine.
+    if not as_json:
+      print(_line(table[-1]), flush=True)
+  tracks = rows[0].tracks
   dense = commands.load_tracker(reading._replace(masks=min(reading.masks, _DENSE_MASKS)))
   files = _draw(folder, tracker, dense, clip, tracks, points_xy)
   files.insert(0, commands.save_tracks(folder / "tracks.npz", tracks, queries, size_hw))
@@ -154,18 +160,24 @@ def _measured(row: _Row, truth: Tracks | None, size_hw: tuple[int, int]) -> dict
   return line | {name: round(numbers[name], 4) for name in names}
 
 
-def _as_text(clip: _Clip, table: list[dict]) -> str:
+def _heading(clip: _Clip) -> str:
+  """What is tracked, and the heads of the table's columns."""
   h, w = clip.frames.shape[1:3]
-  lines = [f"{clip.name}: {len(clip.frames)} frames of {w} x {h}, {_GRID**2} points", ""]
   heads = ["average", "median", "delta_avg"] if clip.truth is not None else []
-  lines.append(" " * 18 + "".join(f"{head:>12}" for head in [*heads, "seconds"]))
-  for row in table:
-    cells = [f"{row['seconds']:.1f}"]
-    if heads:
-      pixels = [f"{row[name]:.2f} px" for name in ("average_distance", "median_distance")]
-      cells = [*pixels, f"{row['delta_avg']:.1%}", *cells]
-    lines.append(f"{row['name']:<18}" + "".join(f"{cell:>12}" for cell in cells))
-  return "\n".join(lines)
+  return (
+    f"{clip.name}: {len(clip.frames)} frames of {w} x {h}, {_GRID**2} points\n\n"
+    + " " * 18
+    + "".join(f"{head:>12}" for head in [*heads, "seconds"])
+  )
+
+
+def _line(row: dict) -> str:
+  """One line of the table; without errors where the truth is not known."""
+  cells = [f"{row['seconds']:.1f}"]
+  if "delta_avg" in row:
+    pixels = [f"{row[name]:.2f} px" for name in ("average_distance", "median_distance")]
+    cells = [*pixels, f"{row['delta_avg']:.1%}", *cells]
+  return f"{row['name']:<18}" + "".join(f"{cell:>12}" for cell in cells)
 
 
 def _draw(folder: Path, tracker, dense, clip: _Clip, tracks: Tracks, points_xy) -> list[Path]:
