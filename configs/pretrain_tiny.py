@@ -2,7 +2,7 @@
 
 python -m cwm_jax.main --config configs/pretrain_tiny.py:match --workdir runs/match
 python -m cwm_jax.main --config configs/pretrain_tiny.py:stray --workdir runs/stray \
-    --config.init_from=runs/match        # and so on: view, worlds, large
+    --config.init_from=runs/match        # and so on: view, worlds, large, far
 
 match   whole-patch shifts of noise: finding patches of frame 2 in frame 1 is all that pays; its
         loss lies on a plateau for 600 steps and then falls.
@@ -11,6 +11,7 @@ stray   shifts stray from whole patches, a little more at each level. Any displa
 view    natural textures under a moving camera, and the first movers.
 worlds  whole scenes.
 large   64 x 64 pixels: rotary positions carry the weights over. A cosine to zero.
+far     the same with large motion: what moved by more than 8 pixels was still lost.
 
 The next stage may begin when `eval/*/median_share` of the last preset is below about 0.3. Speed: 75
 pairs/s at 32 x 32, 10 at 64 x 64. What the shipped weights went through, and their scores, is in
@@ -41,6 +42,15 @@ CURRICULA = {
     (120_000, (("views", 1.0), ("movers", 1.0), ("worlds", 6.0))),
   ),
   "large": ((0, (("near_views", 3.0), ("near_movers", 3.0), ("worlds", 3.0))),),
+  "far": (
+    (
+      0,
+      (
+        *(("near_views", 1.0), ("near_movers", 1.0)),
+        *(("views", 2.0), ("movers", 2.0), ("worlds", 4.0)),
+      ),
+    ),
+  ),
 }
 CURRICULA["runlocal"] = CURRICULA["match"]
 
@@ -75,7 +85,7 @@ def get_config(arg: str = "match") -> ConfigDict:
   )
   c.log.update(every="50 steps", eval_every="250 steps", images_every="1000 steps")
   c.checkpoint.every = "500 steps"
-  if arg == "large":
+  if arg in ("large", "far"):
     c.total = "100e3 examples"
     c.model.image_hw = (64, 64)
     c.data.batch_size = 16
