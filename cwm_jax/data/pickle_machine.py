@@ -16,7 +16,7 @@ from cwm_jax.types import InputError
 
 MAX_PROTOCOL = 5
 MAX_BYTES_PER_BYTE = 128  # the worst of one opcode: a byte that makes an empty dict on the stack
-_MAX_STEPS = 30_000_000  # bounds time; a file of real data stays far below, its bulk is in arrays
+_MAX_STEPS = 10_000_000  # bounds time; the bulk of real data lies in arrays, one step each
 _MAX_DEPTH = 100  # of containers in containers; more would overflow whoever walks the result
 _MAX_ELEMENTS_PER_BYTE = 16
 _MAX_PAYLOAD_PER_BYTE = 1024
@@ -76,13 +76,14 @@ def shown(text: str) -> str:
   return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def run(data: Any, dialect: Dialect, *, where: str) -> Any:
+def run(data: Any, dialect: Dialect, *, where: str, file_size: int | None = None) -> Any:
   """Executes a whole pickle.
 
   Args:
     data: bytes or a memory map, from the pickle's first byte on.
     dialect: what may be made; fresh for each call.
     where: names the file in error messages.
+    file_size: of the file around the pickle, where there is one that holds the arrays' bytes.
 
   Returns:
     The value, checked: no cycles, at most 100 levels deep.
@@ -92,7 +93,7 @@ def run(data: Any, dialect: Dialect, *, where: str) -> Any:
   """
   try:
     value = _Machine(data, dialect).run()
-    _check(value, dialect, len(data))
+    _check(value, dialect, file_size or len(data))
   except DamagedError as error:
     raise InputError(f"{where} {error}") from None
   except (
@@ -247,7 +248,7 @@ def set_items(target: dict, keys: Any, values: Any) -> None:
   """Stores items under keys whose hash is quick: one of nested tuples takes exponential time."""
   for key, value in zip(keys, values, strict=True):
     parts = key if type(key) is tuple else (key,)
-    if not all(type(part) in _KEYS for part in parts):
+    if not all(type(part) in _KEYS or isinstance(part, Opaque) for part in parts):
       raise DamagedError("has a dict key that is neither text nor a number")
     target[key] = value
 

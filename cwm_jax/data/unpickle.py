@@ -137,6 +137,16 @@ def load_pickle(path: str | os.PathLike) -> Any:
     InputError: not such a file, cut short, damaged, or one that asks for anything else.
   """
   where = f"pickle file {Path(path)}"
+  with map_file(path, where=where) as data:
+    return run(data, ArrayDialect(), where=where)
+
+
+def map_file(path: str | os.PathLike, *, where: str) -> mmap.mmap:
+  """A file's bytes, read as they are asked for.
+
+  Raises:
+    InputError: no such file, not a regular one, or an empty one.
+  """
   try:
     with open(path, "rb", opener=_open_now) as file:
       status = os.fstat(file.fileno())
@@ -144,8 +154,7 @@ def load_pickle(path: str | os.PathLike) -> Any:
         raise InputError(f"{where} is not a file")
       if not status.st_size:
         raise InputError(f"{where} is empty")
-      with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return run(data, ArrayDialect(), where=where)
+      return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
   except OSError as error:
     raise InputError(f"{where} cannot be read: {error.strerror}") from None
 

@@ -1,14 +1,8 @@
-"""One safetensors file per model: '/'-joined Flax paths, the config in the metadata.
-
-The file is read by the few lines below rather than by a general library, so that a broken or
-hostile file ends in a sentence: every length and offset is checked against the file's size before
-anything is allocated.
-"""
+"""One safetensors file per model: '/'-joined Flax paths, the config in the metadata."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from importlib import resources
 from pathlib import Path
@@ -18,27 +12,11 @@ import ml_dtypes
 import numpy as np
 
 from cwm_jax.pretrained.merge import check_names
+from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
 from cwm_jax.types import InputError
 
 _SHIPPED = "predictor-tiny.safetensors"
-_DTYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
-  "BF16": np.dtype(ml_dtypes.bfloat16),
-}
 _STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-_MAX_HEADER_BYTES = 100_000_000
-_MAX_DIMENSIONS = 32  # numpy 1.x's limit; no parameter comes near it
-
-
-class TensorInfo(NamedTuple):
-  """One stored array: its safetensors dtype code, shape, and byte range in the file."""
-
-  dtype: str
-  shape: tuple[int, ...]
-  start: int
-  stop: int
 
 
 class Header(NamedTuple):
@@ -123,10 +101,8 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
       that are not finite.
   """
   header = read_header(path)
-  stored = np.memmap(path, mode="r")
   flat = {}
-  for name, info in header.tensors.items():
-    values = stored[info.start : info.stop].view(_DTYPES[info.dtype]).reshape(info.shape)
+  for name, values in read_arrays(path, header.tensors).items():
     flat[name] = np.array(values, np.float32)
     if not np.isfinite(flat[name]).all():
       raise InputError(f"weights file {path}: {name!r} holds values that are not finite")
@@ -212,21 +188,7 @@ def read_header(path: str | os.PathLike) -> Header:
     InputError: as `load`, except for numbers that are not finite.
   """
   where = f"weights file {path}"
-  try:
-    size = os.stat(path).st_size
-    if os.path.isdir(path):
-      raise InputError(f"{path} is a folder; give the .safetensors file itself")
-    with open(path, "rb") as file:
-      first = file.read(8)
-      length = int.from_bytes(first, "little")
-      if len(first) < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-        raise InputError(f"{where} is not a safetensors file, or it is cut short")
-      raw = file.read(length)
-  except OSError as error:
-    raise InputError(f"{where} cannot be read: {error.strerror}") from None
-  table = _parse(raw, where)
-  metadata = table.pop("__metadata__", {})
-  tensors = _check_tensors(table, 8 + length, size, where)
+  metadata, tensors = read_table(path, where=where, dtypes=FLOATS)
   config = _section(metadata, "config", where)
   if not isinstance(config.get("model"), dict):
     raise InputError(f"{where} was not written by this project: its config has no 'model' section")
@@ -267,56 +229,6 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
       raise InputError(f"parameter name {name!r} is used twice")
     node[leaf] = value
   return nested
-
-
-def _parse(raw: bytes, where: str) -> dict[str, Any]:
-  """The header's JSON object; a key given twice is refused, since readers would disagree on it."""
-
-  def unique(pairs):
-    table = dict(pairs)
-    if len(table) != len(pairs):
-      raise InputError(f"{where} names the same tensor twice")
-    return table
-
-  try:
-    table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-  except InputError:
-    raise
-  except (ValueError, RecursionError):
-    raise InputError(f"{where} is not a safetensors file: its header is not JSON") from None
-  if not isinstance(table, dict):
-    raise InputError(f"{where} is not a safetensors file: its header is not a table")
-  return table
-
-
-def _check_tensors(
-  table: dict[str, Any], begin: int, size: int, where: str
-) -> dict[str, TensorInfo]:
-  """Turns header entries into absolute byte ranges, inside the file and without overlap."""
-  tensors = {}
-  for name, entry in table.items():
-    try:
-      code, shape = entry["dtype"], tuple(entry["shape"])
-      start, stop = entry["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-      raise InputError(f"{where}: the entry of {name!r} is malformed") from None
-    if not isinstance(code, str) or code not in _DTYPES:
-      raise InputError(f"{where}: {name!r} has dtype {code!r}; parameters are {', '.join(_DTYPES)}")
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
-      raise InputError(f"{where}: the entry of {name!r} is malformed")
-    if len(shape) > _MAX_DIMENSIONS or math.prod(shape) * _DTYPES[code].itemsize != stop - start:
-      raise InputError(f"{where}: the shape of {name!r} does not fit its length in the file")
-    if begin + stop > size:
-      raise InputError(f"{where} is cut short: {name!r} ends beyond the file")
-    tensors[name] = TensorInfo(code, shape, begin + start, begin + stop)
-  if not tensors:
-    raise InputError(f"{where} holds no parameters")
-  end = begin
-  for name, info in sorted(tensors.items(), key=lambda item: item[1].start):
-    if info.start < end:
-      raise InputError(f"{where}: the bytes of {name!r} overlap another tensor's")
-    end = info.stop
-  return tensors
 
 
 def _section(metadata: Any, key: str, where: str) -> dict[str, Any]:
