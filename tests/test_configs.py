@@ -1,0 +1,89 @@
+"""Every file of configs/ is a job that can be begun: its keys are the base's, its model builds."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from cwm_jax import schedule, tasks
+from cwm_jax.configs import base, pretrain_paper, pretrain_sizes, pretrain_tiny
+
+FILES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
+ARGUMENTS = {
+  "pretrain_tiny": list(pretrain_tiny.CURRICULA),
+  "pretrain_sizes": list(pretrain_sizes.SIZES),
+  **dict.fromkeys(["pretrain_gpu", "pretrain_paper", "eval_scenes"], ["", "runlocal"]),
+}
+CONFIGS = [
+  (name, argument)
+  for name in FILES
+  if name not in ("__init__", "base")
+  for argument in (ARGUMENTS[name] if name in ARGUMENTS else [""])
+]
+
+
+def load(name: str, argument: str):
+  get_config = importlib.import_module(f"cwm_jax.configs.{name}").get_config
+  return get_config(argument) if argument else get_config()
+
+
+def parameters(model) -> int:
+  """How many parameters the pretraining task of a model section has."""
+  config = base.get_config()
+  config.model.update(model)
+  shapes = jax.eval_shape(tasks.build(config).init, jax.random.key(0))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("name, argument", CONFIGS)
+def test_a_config_changes_keys_of_the_base_and_makes_up_none(name, argument):
+  assert _flat(load(name, argument).to_dict()) == _flat(base.get_config().to_dict())
+
+
+@pytest.mark.parametrize("name, argument", [c for c in CONFIGS if c[0].startswith("pretrain")])
+def test_a_training_config_builds_its_task(name, argument):
+  config = load(name, argument)
+  # Whether this machine has cuDNN is not the config's affair.
+  config.model.attention_impl = ""
+  task = tasks.build(config)
+  assert task.image_hw == tuple(config.model.image_hw)
+  schedule.to_steps(config.total, batch_size=config.data.batch_size, epoch_examples=1000)
+
+
+def test_sizes_go_from_a_tiny_one_to_vit_l():
+  sizes = pretrain_sizes.SIZES
+  counts = {size: parameters(load("pretrain_sizes", size).model) for size in sizes}
+  assert list(counts.values()) == sorted(counts.values())
+  assert counts["tiny"] < 2e6
+  # A ViT-L's blocks alone are 24 x 12 x 1024 ** 2 weights.
+  assert counts["large"] > 24 * 12 * 1024**2
+
+
+def test_the_paper_s_batch_is_1024_pairs_150_ms_apart_for_800_epochs():
+  config = pretrain_paper.get_config()
+  steps = schedule.to_steps(
+    config.total, batch_size=config.data.batch_size, epoch_examples=config.data.batch_size
+  )
+  assert (steps, config.data.batch_size) == (800, 1024)
+  weights = {name: source.weight for name, source in config.data.sources.items()}
+  assert [name for name, weight in weights.items() if weight] == ["video"]
+  assert config.data.sources.video.gap_ms == 150.0
+  # ViT-B: 12 blocks of width 768, in the encoder and again in the decoder.
+  assert parameters(config.model) > 2 * 12 * 12 * 768**2
+
+
+@pytest.mark.parametrize("name, argument", [("pretrain_tiny", "matsch"), ("pretrain_sizes", "xxl")])
+def test_an_unknown_argument_is_answered_with_the_known_ones(name, argument):
+  with pytest.raises(ValueError, match="choose one of .*"):
+    load(name, argument)
+
+
+def _flat(tree: dict, prefix: str = "") -> list[str]:
+  names = []
+  for key, value in tree.items():
+    names += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+  return names
