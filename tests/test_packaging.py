@@ -58,9 +58,12 @@ def test_an_installed_package_finds_its_configs():
   assert base.get_config().job == "train"
 
 
-@pytest.mark.parametrize("script", ["launch/demo", "launch/test", "launch/setup", ".ci/run"])
+SCRIPTS = [path for path in sorted((ROOT / "launch").iterdir()) if path.suffix == ""]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
 def test_the_launch_scripts_are_correct_bash(script):
-  checked = subprocess.run(["bash", "-n", ROOT / script], capture_output=True, text=True)
+  checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
   assert checked.returncode == 0, checked.stderr
 
 
