@@ -12,7 +12,7 @@ A further release needs a further tuple of rules, and a `Layout` where its layou
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,21 +134,36 @@ def to_params(
     InputError: tensors that no rule names, rules without their tensors (both are listed), or a
       tensor whose shape its rule cannot take.
   """
-  blocks = {rule.ours: _blocks(rule, state) for rule in rules}
-  expected = {
-    name: () for rule in rules for number in blocks[rule.ours] for name in _names(rule, number)
+  flat = {
+    rule.ours: np.stack(arrays) if _is_stacked(rule) else arrays[0]
+    for rule, arrays in _laid_out(state, rules, where)
   }
-  check_names(dict.fromkeys(state, ()), expected, where=where)
-  flat = {}
-  for rule in rules:
-    arrays = [_lay_out(rule, number, state, where) for number in blocks[rule.ours]]
-    shapes = {array.shape for array in arrays}
-    if len(shapes) > 1:
-      raise InputError(f"{where}: the blocks of {rule.theirs[0]!r} differ in shape")
-    flat[rule.ours] = np.stack(arrays) if _is_stacked(rule) else arrays[0]
   return weights.unflatten(
     {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
   )
+
+
+def to_shapes(
+  shapes: dict[str, tuple[int, ...]], rules: Sequence[Rule], *, where: str = "the state dict"
+) -> dict[str, tuple[int, ...]]:
+  """The shapes of what `to_params` would make, without making it.
+
+  Args:
+    shapes: their name -> shape.
+    rules, where: as `to_params`.
+
+  Returns:
+    '/'-joined path of our parameter -> shape.
+
+  Raises:
+    InputError: as `to_params`.
+  """
+  # One number seen everywhere: an array of any shape that takes no memory.
+  state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+  return {
+    rule.ours: (len(arrays), *arrays[0].shape) if _is_stacked(rule) else arrays[0].shape
+    for rule, arrays in _laid_out(state, rules, where)
+  }
 
 
 def to_state(
@@ -214,6 +229,22 @@ def _blocks(rule: Rule, state: dict[str, np.ndarray]) -> Sequence[int | None]:
   # keeps a hostile name from making a list of a billion missing ones.
   numbers = [int(text) for text in found if len(text) < 7 and int(text) < len(state)]
   return range(max(numbers, default=0) + 1)
+
+
+def _laid_out(
+  state: dict[str, np.ndarray], rules: Sequence[Rule], where: str
+) -> Iterator[tuple[Rule, list[np.ndarray]]]:
+  """Each rule with its arrays, one a block; everything was accounted for before the first."""
+  blocks = {rule.ours: _blocks(rule, state) for rule in rules}
+  expected = {
+    name: () for rule in rules for number in blocks[rule.ours] for name in _names(rule, number)
+  }
+  check_names(dict.fromkeys(state, ()), expected, where=where)
+  for rule in rules:
+    arrays = [_lay_out(rule, number, state, where) for number in blocks[rule.ours]]
+    if len({array.shape for array in arrays}) > 1:
+      raise InputError(f"{where}: the blocks of {rule.theirs[0]!r} differ in shape")
+    yield rule, arrays
 
 
 def _lay_out(

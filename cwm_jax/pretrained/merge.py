@@ -8,6 +8,19 @@ from typing import Any
 from cwm_jax.types import InputError
 
 _SHOWN = 4  # names listed on each side before "and n more"
+_LONGEST = 100  # characters of one name that are shown
+
+
+class NamesError(InputError):
+  """Names or shapes of two tables do not agree; the sentence is short, the lists are whole.
+
+  Attributes:
+    sides: "missing", "unexpected" and "of another shape" -> names; those that are not empty.
+  """
+
+  def __init__(self, sentence: str, sides: dict[str, list[str]]):
+    super().__init__(sentence)
+    self.sides = sides
 
 
 def check_names(
@@ -28,7 +41,7 @@ def check_names(
     excuse_extra: regex; found names it matches from their start may be left over.
 
   Raises:
-    InputError: names on either side are unmatched, or shapes differ; both sides are listed.
+    NamesError: names on either side are unmatched, or shapes differ; both sides are listed.
   """
   missing = [n for n in expected if n not in found and not _excused(excuse_missing, n)]
   extra = [n for n in found if n not in expected and not _excused(excuse_extra, n)]
@@ -37,10 +50,11 @@ def check_names(
     for n in expected
     if n in found and tuple(found[n]) != tuple(expected[n])
   ]
-  sides = [("missing", missing), ("unexpected", extra), ("of another shape", differ)]
-  told = "; ".join(f"{label}: {_listed(names)}" for label, names in sides if names)
-  if told:
-    raise InputError(f"{where} does not fit the model ({told})")
+  sides = {"missing": missing, "unexpected": extra, "of another shape": differ}
+  sides = {label: names for label, names in sides.items() if names}
+  if sides:
+    told = "; ".join(f"{label}: {_listed(names)}" for label, names in sides.items())
+    raise NamesError(f"{where} does not fit the model ({told})", sides)
 
 
 def merge(
@@ -62,7 +76,7 @@ def merge(
     A flat dict with the names of `params`.
 
   Raises:
-    InputError: as `check_names`.
+    NamesError: as `check_names`.
   """
   check_names(
     {name: value.shape for name, value in loaded.items()},
@@ -80,4 +94,6 @@ def _excused(pattern: str, name: str) -> bool:
 
 def _listed(names: list[str]) -> str:
   rest = len(names) - _SHOWN
-  return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+  return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + (
+    f" and {rest} more" if rest > 0 else ""
+  )
