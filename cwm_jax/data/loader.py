@@ -1,8 +1,9 @@
 """Batches for training: sources mixed by weight, read in order, resumed exactly, put on devices.
 
-Global batch k holds the same examples whatever the number of processes and workers. It comes from
-one source, drawn from (seed, k); that source's stream goes on where its last batch ended. So the
-state of a loader is one number, and a run can be resumed with other processes and workers.
+Global batch k holds the same examples in the same order, whatever the number of processes and
+workers. It comes from one source, drawn from (seed, k); that source's stream goes on where its last
+batch ended. So the state of a loader is one number, and a run can be resumed with other processes
+and workers.
 """
 
 from __future__ import annotations
@@ -165,8 +166,8 @@ def make_loader(
     data: `config.data`; see configs/base.py.
     image_hw: pixels of the frames handed out.
     seed: of order, crops, times and the mixture.
-    process_index, process_count: this process's share; it gets examples process_index,
-      process_index + process_count, ... of each global batch.
+    process_index, process_count: this process's share; it gets the process_index-th of
+      process_count equal runs of each global batch.
 
   Returns:
     A loader of batches of batch_size / process_count examples: "index" int64 [b], and either
@@ -192,10 +193,13 @@ def make_loader(
   if not chosen:
     raise InputError(f"no data source has a weight above 0; give one to {', '.join(openers)}")
   sources = [openers[name](data["sources"][name]) for name in chosen]
+  # Neighbours stay together, so that the global array's order does not depend on the processes
+  # either: a pair's mask is drawn by its place in the batch.
+  share = batch_size // process_count
   batches = [
-    example_stream(source, seed=seed)[process_index::process_count].batch(
-      batch_size // process_count, drop_remainder=True
-    )
+    example_stream(source, seed=seed).batch(share, drop_remainder=True)[
+      process_index::process_count
+    ]
     for source in sources
   ]
   mixture = Mixture(list(chosen.values()), seed)
