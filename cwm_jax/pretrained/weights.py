@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cwm_jax.pretrained import learned_marks
 from cwm_jax.pretrained.merge import check_names
 from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
 from cwm_jax.types import InputError
@@ -67,8 +68,6 @@ def save(
   Raises:
     InputError: an unknown dtype, a config that JSON cannot hold, or a path that cannot be written.
   """
-  from safetensors.numpy import save as to_bytes
-
   if dtype not in _STORED:
     raise InputError(f"weights can be stored as {' or '.join(_STORED)}, not {dtype!r}")
   flat = {
@@ -79,10 +78,21 @@ def save(
     metadata = {"config": json.dumps(config), "extra": json.dumps(extra or {})}
   except TypeError as error:
     raise InputError(f"the config cannot be written as JSON: {error}") from None
+  return write(path, flat, metadata)
+
+
+def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
+  """Writes a safetensors file, whole or not at all.
+
+  Raises:
+    InputError: a path that cannot be written.
+  """
+  from safetensors.numpy import save as to_bytes
+
   path = Path(path)
   partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
   try:
-    partial.write_bytes(to_bytes(flat, metadata))
+    partial.write_bytes(to_bytes(arrays, metadata))
     os.replace(partial, path)
   except OSError as error:
     partial.unlink(missing_ok=True)
@@ -94,19 +104,49 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads a weights file.
 
   Returns:
-    (params, config): a nested dict of float32 NumPy arrays, and the config stored with them.
+    (params, config): the predictor's parameters, a nested dict of float32 NumPy arrays, and the
+    config stored with them. A learned mark's are `load_perturber`'s.
 
   Raises:
     InputError: not a safetensors file, cut short, inconsistent, without a config, or with numbers
       that are not finite.
   """
   header = read_header(path)
+  tensors = {n: t for n, t in header.tensors.items() if not _is_mark(n)}
+  return _load(path, tensors), header.config
+
+
+def load_perturber(path: str | os.PathLike) -> dict[str, Any] | None:
+  """Reads the parameters of the learned mark that a weights file holds beside its predictor.
+
+  Returns:
+    A nested dict of float32 NumPy arrays, or None where the file's mark is not a learned one.
+
+  Raises:
+    InputError: as `load`, or parameters that are not those of the mark that the config describes.
+  """
+  header = read_header(path)
+  if not learned_marks.is_learned(header.config):
+    return None
+  where = f"weights file {path}"
+  _, expected = expected_shapes(header.config, where=where)
+  found = {n: t for n, t in header.tensors.items() if _is_mark(n)}
+  wanted = {n: shape for n, shape in expected.items() if _is_mark(n)}
+  check_names({n: t.shape for n, t in found.items()}, wanted, where=where)
+  return _load(path, found)[learned_marks.PERTURBER]
+
+
+def _load(path: str | os.PathLike, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
   flat = {}
-  for name, values in read_arrays(path, header.tensors).items():
+  for name, values in read_arrays(path, tensors).items():
     flat[name] = np.array(values, np.float32)
     if not np.isfinite(flat[name]).all():
       raise InputError(f"weights file {path}: {name!r} holds values that are not finite")
-  return unflatten(flat), header.config
+  return unflatten(flat)
+
+
+def _is_mark(name: str) -> bool:
+  return name.startswith(f"{learned_marks.PERTURBER}/")
 
 
 def load_model(path: str | os.PathLike) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -138,6 +178,7 @@ def check_fit(params: dict[str, Any], config: dict[str, Any], *, where: str) -> 
       shape.
   """
   module, shapes = expected_shapes(config, where=where)
+  shapes = {name: shape for name, shape in shapes.items() if not _is_mark(name)}
   check_names({n: np.shape(v) for n, v in flatten(params).items()}, shapes, where=where)
   return module
 
@@ -150,7 +191,8 @@ def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[st
     where: names its origin in error messages.
 
   Returns:
-    (module, shapes): the Linen module, and name -> shape of each parameter.
+    (module, shapes): the Linen module, and name -> shape of each parameter, its own and those of
+    a learned mark under "perturber/".
 
   Raises:
     InputError: the "model" section lacks a key or holds a value that cannot be built.
@@ -178,7 +220,22 @@ def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[st
   except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise InputError(f"{where}: its config describes no model ({reason})") from None
-  return module, {name: leaf.shape for name, leaf in flatten(variables["params"]).items()}
+  wanted = dict(variables["params"])
+  if learned_marks.is_learned(config):
+    wanted[learned_marks.PERTURBER] = learned_marks.expected_shapes(
+      config, token_width=model["encoder_width"]
+    )
+  return module, {name: leaf.shape for name, leaf in flatten(wanted).items()}
+
+
+def is_ours(path: str | os.PathLike) -> bool:
+  """Whether a safetensors file carries a config, as this project's do.
+
+  Raises:
+    InputError: not a safetensors file, cut short, or inconsistent.
+  """
+  metadata = read_table(path, where=f"weights file {path}").metadata
+  return isinstance(metadata, dict) and "config" in metadata
 
 
 def read_header(path: str | os.PathLike) -> Header:

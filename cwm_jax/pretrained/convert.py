@@ -1,0 +1,304 @@
+"""Released checkpoints to our weights files and back, every key accounted for.
+
+What a file holds is told by the names in it, which model it is by the shapes. A release of two
+files is laid together as its authors load them: the base checkpoint first, then every key of the
+second file's flow predictor over it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import isqrt, prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cwm_jax.pretrained import keymaps, safetensors_file, torch_file, weights
+from cwm_jax.pretrained.learned_marks import PERTURBER
+from cwm_jax.pretrained.merge import NamesError
+from cwm_jax.types import InputError
+
+# What a release holds beside the flow predictor, and why it is left out.
+SKIPPED = {"recon_cwm_model.": "the flow-conditioned predictor of joint training"}
+_PREFIXES = ("", "cwm_model.", "flow_predictor.cwm_model.")
+_WRAPPER = "module."  # data-parallel training puts it before every name
+_PATCHES = "encoder.patch_embed.proj.weight"
+
+
+@dataclass(frozen=True)
+class Naming:
+  """How a release names a predictor, and a perturber where it has one.
+
+  Attributes:
+    predictor: what stands before each of the predictor's names.
+    perturber: what stands before each of the perturber's names; None where there is none.
+    learned_positions, key_bias, bridge: see `keymaps.predictor_rules`.
+  """
+
+  predictor: str = ""
+  perturber: str | None = None
+  learned_positions: bool = True
+  key_bias: bool = True
+  bridge: bool = True
+
+  def rules(self) -> tuple[keymaps.Rule, ...]:
+    """The key map from this naming to a weights file of ours."""
+    rules = keymaps.predictor_rules(
+      prefix=self.predictor,
+      learned_positions=self.learned_positions,
+      key_bias=self.key_bias,
+      bridge=self.bridge,
+    )
+    if self.perturber is not None:
+      mark = keymaps.perturber_rules(prefix=self.perturber)
+      rules += keymaps.with_prefix(mark, ours=f"{PERTURBER}/")
+    return rules
+
+
+class Converted(NamedTuple):
+  """A release as `weights.save` takes it.
+
+  params: nested dict of float32 arrays; a perturber's under "perturber".
+  config: a job config whose "model" section builds the predictor; with a "mark" if it is learned.
+  extra:  the release's naming, which the way back needs.
+  skipped: prefix of names that were left out -> how many.
+  """
+
+  params: dict[str, Any]
+  config: dict[str, Any]
+  extra: dict[str, Any]
+  skipped: dict[str, int]
+
+
+def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The tensors of a `.pt`, `.pth` or `.safetensors` file by name, as views of the mapped file.
+
+  Of a training checkpoint, the part called "model" or "state_dict" is taken.
+
+  Raises:
+    InputError: a file that cannot be read, or that holds no tensors by name.
+  """
+  if torch_file.is_torch_file(path) or Path(path).suffix in (".pt", ".pth"):
+    return _state_in(torch_file.read(path), f"torch file {path}")
+  return safetensors_file.read(path)
+
+
+def overlay(
+  base: Mapping[str, np.ndarray],
+  over: Mapping[str, np.ndarray],
+  *,
+  keep_base: bool = False,
+  where: str = "the overlay",
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """A base predictor's tensors with a flow predictor's laid over them, as the release loads them.
+
+  Args:
+    base: a base predictor's state, without prefix.
+    over: a joint training's state; its "flow_predictor.*" is what counts.
+    keep_base: let the base's predictor stand where `over` has one too.
+    where: names `over` in messages.
+
+  Returns:
+    (state, overlaid): a flow predictor's state, and the names in it that both files had.
+
+  Raises:
+    InputError: `over` holds no flow predictor, or one of another shape.
+  """
+  state = {f"cwm_model.{name}": array for name, array in base.items()}
+  top = "flow_predictor."
+  found = {name[len(top) :]: array for name, array in over.items() if name.startswith(top)}
+  if not found:
+    raise InputError(f"{where} holds no {top}* to lay over the base")
+  overlaid = [name for name in found if name in state and not keep_base]
+  for name, array in found.items():
+    if name in state and array.shape != state[name].shape:
+      raise InputError(f"{where}: {name!r} is {array.shape}, the base's is {state[name].shape}")
+    if name not in state or not keep_base:
+      state[name] = array
+  return state, overlaid
+
+
+def naming_of(names: Iterable[str], *, where: str) -> tuple[Naming, dict[str, int]]:
+  """Tells a release's naming by its names.
+
+  Returns:
+    (naming, skipped): and how many names each prefix of `SKIPPED` leaves out.
+
+  Raises:
+    InputError: no predictor among them.
+  """
+  names = set(names)
+  skipped = {prefix: sum(name.startswith(prefix) for name in names) for prefix in SKIPPED}
+  skipped = {prefix: count for prefix, count in skipped.items() if count}
+  for prefix in _PREFIXES:
+    if f"{prefix}{_PATCHES}" in names:
+      mark = prefix.removesuffix("cwm_model.") + "perturber."
+      has_mark = bool(prefix) and any(name.startswith(mark) for name in names)
+      naming = Naming(
+        predictor=prefix,
+        perturber=mark if has_mark else None,
+        learned_positions=f"{prefix}encoder.pos_embed" in names,
+        key_bias=f"{prefix}encoder.blocks.0.attn.k_bias" in names,
+        bridge=f"{prefix}encoder_to_decoder.bias" in names,
+      )
+      return naming, skipped
+  some = ", ".join(sorted(names)[:3])[:200]
+  raise InputError(f"{where} has the layout of no release that is known here (it begins: {some})")
+
+
+def from_state(
+  state: Mapping[str, np.ndarray],
+  *,
+  release: str | None = None,
+  heads: tuple[int, int] | None = None,
+  where: str,
+) -> Converted:
+  """Our parameters and config from a release's tensors.
+
+  Args:
+    state: name -> array of any float type.
+    release: a name of `configs/opt_cwm.py`, which says what shapes do not: the image's size and the
+      attention heads. None takes the first whose shapes agree.
+    heads: (encoder's, decoder's) number of attention heads; needed where no release agrees.
+    where: names the state's origin in messages.
+
+  Raises:
+    InputError: keys that no rule names or rules without keys (both are listed), or tensors that do
+      not fit the model.
+  """
+  naming, skipped = naming_of(state, where=where)
+  kept = {name: a for name, a in state.items() if not name.startswith(tuple(SKIPPED))}
+  shapes = keymaps.to_shapes({n: a.shape for n, a in kept.items()}, naming.rules(), where=where)
+  config = _config(shapes, naming, release=release, heads=heads, where=where)
+  _, expected = weights.expected_shapes(config, where=where)
+  weights.check_names(shapes, expected, where=where)
+  params = keymaps.to_params(kept, naming.rules(), where=where)
+  for name, array in weights.flatten(params).items():
+    if not np.isfinite(array).all():
+      raise InputError(f"{where}: what becomes {name!r} holds values that are not finite")
+  return Converted(params, config, {"naming": asdict(naming)}, skipped)
+
+
+def to_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """A weights file of ours in the release's layout; `from_state` backwards.
+
+  A file that came from no release is written as a bare predictor.
+
+  Raises:
+    InputError: not a weights file of ours, or one with parameters that the layout has no place for.
+  """
+  header = weights.read_header(path)
+  params, _ = weights.load(path)
+  if mark := weights.load_perturber(path):
+    params[PERTURBER] = mark
+  given = header.extra.get("naming", {"learned_positions": "encoder_positions" in params})
+  try:
+    naming = Naming(**given)
+    rules = naming.rules()
+  except TypeError:
+    raise InputError(f"weights file {path}: its record of the release's naming is broken") from None
+  return keymaps.to_state(params, rules, where=f"weights file {path}")
+
+
+def write_state(path: str | os.PathLike, state: dict[str, np.ndarray]) -> Path:
+  """Writes tensors as a plain safetensors file, whole or not at all.
+
+  Raises:
+    InputError: a path that cannot be written.
+  """
+  return weights.write(path, state, {"format": "pt"})
+
+
+def listing(error: NamesError) -> str:
+  """Both whole lists of a mismatch, one name a line."""
+  return "\n".join(
+    line
+    for label, names in error.sides.items()
+    for line in (f"{label}:", *(f"  {n}" for n in names))
+  )
+
+
+def _state_in(content: dict, where: str) -> dict[str, np.ndarray]:
+  for section in ("model", "state_dict"):
+    if isinstance(content.get(section), dict):
+      content = content[section]
+  state = {n: a for n, a in content.items() if isinstance(a, np.ndarray) and isinstance(n, str)}
+  if not state:
+    raise InputError(f"{where} holds no tensors by name")
+  if all(name.startswith(_WRAPPER) for name in state):
+    state = {name[len(_WRAPPER) :]: array for name, array in state.items()}
+  return state
+
+
+def _config(
+  shapes: Mapping[str, tuple[int, ...]],
+  naming: Naming,
+  *,
+  release: str | None,
+  heads: tuple[int, int] | None,
+  where: str,
+) -> dict[str, Any]:
+  """A job config whose model has these shapes; what shapes do not tell comes from the release."""
+  from cwm_jax.configs import base, opt_cwm
+
+  told = _told_by_shapes(shapes, naming, where)
+  names = list(opt_cwm.MODELS) if release is None else [release]
+  if release is not None and release not in opt_cwm.MODELS:
+    raise InputError(f"unknown release {release!r}; choose one of {', '.join(opt_cwm.MODELS)}")
+  agreeing = [n for n in names if told.items() <= opt_cwm.model(n).items()]
+  if agreeing:
+    model = opt_cwm.model(agreeing[0])
+  elif release is not None:
+    named = opt_cwm.model(release)
+    key = next(key for key in told if told[key] != named[key])
+    raise InputError(f"{where} is not {release}: its {key} is {told[key]}, not {named[key]}")
+  else:
+    side = isqrt(shapes["encoder_positions"][0] // 2) if naming.learned_positions else 28
+    model = told | {"image_hw": (side * told["patch"],) * 2, "mask_ratio": 0.9}
+  if heads is not None:
+    model["encoder_heads"], model["decoder_heads"] = heads
+  if "encoder_heads" not in model:
+    raise InputError(f"{where} does not tell how many attention heads it has: give them (--heads)")
+  for half in ("encoder", "decoder"):
+    width, count = model[f"{half}_width"], model[f"{half}_heads"]
+    if count < 1 or width % count:
+      raise InputError(f"{where}: a width of {width} does not divide into {count} attention heads")
+  job = base.get_config()
+  job.model.update(model)
+  config = job.to_dict()
+  if naming.perturber is not None:
+    trained_at = isqrt(shapes["encoder_positions"][0] // 2) * model["patch"]
+    config["mark"] = {
+      "kind": "learned",
+      "hidden_width": shapes[f"{PERTURBER}/fc1/bias"][0],
+      "size": opt_cwm.PERTURBER["size"],
+      "scale": max(1, model["image_hw"][0] // trained_at),
+    }
+  return config
+
+
+def _told_by_shapes(
+  shapes: Mapping[str, tuple[int, ...]], naming: Naming, where: str
+) -> dict[str, Any]:
+  """The keys of a `model` section that a predictor's shapes fix."""
+  pixels, width = shapes["patch_embed/kernel"]
+  patch, positions = isqrt(pixels // 3), shapes.get("encoder_positions", (0, width))
+  side = isqrt(positions[0] // 2)
+  if prod((3, patch, patch)) != pixels or 2 * side * side != positions[0]:
+    raise InputError(f"{where}: its patches or its position tables are not square")
+  depth = {half: shapes[f"{half}/blocks/norm1/scale"][0] for half in ("encoder", "decoder")}
+  return {
+    "patch": patch,
+    "masking": "token" if naming.learned_positions else "drop",
+    "positions": "learned" if naming.learned_positions else "sine",
+    "positions_hw": (side, side) if side else (),
+    "encoder_width": width,
+    "encoder_depth": depth["encoder"],
+    "decoder_width": shapes["encoder_to_decoder/bias"][0],
+    "decoder_depth": depth["decoder"],
+    "mlp_ratio": shapes["encoder/blocks/fc1/bias"][1] / width,
+    "context": 0,
+  }
