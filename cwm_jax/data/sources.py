@@ -71,7 +71,7 @@ class ScenesSource:
     self,
     *,
     first_seed: int,
-    curriculum: Sequence[tuple[int, str]],
+    curriculum: Sequence[Sequence[Any]],
     fade: int = 0,
     max_objects: int = 8,
     photos: str = "",
@@ -80,9 +80,8 @@ class ScenesSource:
     self._first_seed, self._max_objects = first_seed, max_objects
     self._curriculum, self._fade = tuple((start, what) for start, what in curriculum), fade
     self._texture_size = texture_size
-    for start, _ in self._curriculum or (
-      (0, ""),
-    ):  # a wrong stage should fail now, not hours later
+    # A wrong stage should fail now, not hours later.
+    for start in [0, *(start for start, _ in self._curriculum)]:
       procedural.preset_at(start, self._curriculum)
     self._photos = listing.list_photos(photos) if photos else []
 

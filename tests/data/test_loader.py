@@ -304,7 +304,11 @@ def _workers(data):
 
 
 def _preset(data):
-  data.sources.scenes.curriculum = ((0, "worlds"), (9, "wolrds"))
+  data.sources.scenes.curriculum = ((0, "worlds"), (9, (("shifts", 1.0), ("wolrds", 1.0))))
+
+
+def _no_stage(data):
+  data.sources.scenes.curriculum = ()
 
 
 def _gap(data):
@@ -326,6 +330,7 @@ WRONG = [
   (_nobody, "a batch of 0 does not divide by 1 processes"),
   (_workers, "must not be negative"),
   (_preset, "unknown scene preset 'wolrds'"),
+  (_no_stage, "a curriculum begins at 0"),
   (_gap, "is 0.0 ms; it must be above 0"),
   (_frames_gap, "is 0 frames; it must be 1 or more"),
   (_tfds, "neither a name nor a data_dir"),
