@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 
-def turn_upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def turn_upright(
+  image: UInt8[np.ndarray, "h w 3"], matrix: Int32[np.ndarray, " 9"]
+) -> UInt8[np.ndarray, "h2 w2 3"]:
   """Applies a display matrix, to the nearest multiple of 90 degrees, with mirroring.
 
   Args:
-    image: [H, W, 3].
-    matrix: int32 [9], (a, b, u, c, d, v, x, y, w): (x, y) is shown at (a x + c y, b x + d y).
+    image: RGB.
+    matrix: (a, b, u, c, d, v, x, y, w): (x, y) is shown at (a x + c y, b x + d y).
   """
   a, b, _, c, d = (int(value) for value in matrix[:5])
   if abs(b) + abs(c) > abs(a) + abs(d):
