@@ -1,4 +1,4 @@
-"""Throughput of the data: the video source against bare PyAV, scenes drawn and rendered.
+"""Throughput of the data: the video source against bare PyAV, scenes rendered against trained.
 
 Run by `launch/bench data`. Repetitions of the two sides are interleaved, so that other work on the
 machine falls on both, and the median of their ratios is reported.
@@ -14,8 +14,10 @@ import time
 import av
 import jax
 import numpy as np
+import optax
 
-from cwm_jax.configs import base
+from cwm_jax import step, tasks
+from cwm_jax.configs import base, pretrain_tiny
 from cwm_jax.data import listing, procedural, rendering
 from cwm_jax.data.loader import example_stream, make_loader
 from cwm_jax.data.sources import VideoSource
@@ -122,27 +124,43 @@ def bench_video(folder: str) -> dict:
 
 
 def bench_scenes() -> dict:
-  """Scenes/s drawn in NumPy by one thread, and pairs/s rendered on this machine's device."""
-  count, size_hw = 64, (64, 64)
+  """Pairs/s rendered against pairs/s trained, on this machine's device, with the shipped network.
+
+  Also the scenes/s that one thread draws in NumPy. Rendering and training take turns.
+  """
+  config = pretrain_tiny.get_config("large")
+  task, count = tasks.build(config), config.data.batch_size
   began = time.perf_counter()
-  drawn = [procedural.draw_scene(seed, procedural.PRESETS["worlds"]) for seed in range(count)]
+  drawn = [
+    procedural.draw_scene(
+      seed, procedural.PRESETS["worlds"], max_objects=config.data.sources.scenes.max_objects
+    )
+    for seed in range(count)
+  ]
   draw_seconds = time.perf_counter() - began
   scenes = {name: np.stack([scene[name] for scene in drawn]) for name in drawn[0]}
+  tx = optax.adamw(1e-3)
+  update = jax.jit(step.make_update(task, tx, lambda _: 1e-3, seed=SEED))
+  state = step.init_state(task, tx, jax.random.key(SEED), keep_ema=False)
 
   def render():
-    jax.block_until_ready(rendering.render(scenes, size_hw=size_hw, texture_size=size_hw[0]).frames)
+    return rendering.render(scenes, size_hw=task.image_hw, texture_size=min(task.image_hw))
 
-  render()  # compiles
-  seconds = []
+  pair = render()
+  jax.block_until_ready(update(state, pair))  # both are compiled now
+  seconds = {"rendered": [], "trained": []}
   for _ in range(REPETITIONS):
-    began = time.perf_counter()
-    render()
-    seconds.append(time.perf_counter() - began)
+    for name, work in (("rendered", render), ("trained", lambda: update(state, pair))):
+      began = time.perf_counter()
+      jax.block_until_ready(work())
+      seconds[name].append(time.perf_counter() - began)
+  rates = {name: round(count / float(np.median(values)), 1) for name, values in seconds.items()}
   return dict(
     measure="scenes",
     drawn_per_second=round(count / draw_seconds, 1),
-    rendered_pairs_per_second=round(count / float(np.median(seconds)), 1),
-    size_hw=size_hw,
+    rendered_pairs_per_second=rates["rendered"],
+    trained_pairs_per_second=rates["trained"],
+    size_hw=task.image_hw,
     device=jax.devices()[0].device_kind,
   )
 
