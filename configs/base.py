@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
   m.image_hw = (256, 256)  # pixels the predictor sees
   m.patch = 8
   m.mask_ratio = 0.9  # share of frame 2's patches that is hidden
-  m.masking = "drop"  # drop: the encoder sees visible tokens only
-  m.positions = "learned"  # learned | rotary (with fixed sine tables)
+  m.masking = "drop"  # drop: the encoder sees visible tokens only | token: all, some replaced
+  m.positions = "learned"  # learned | rotary (with fixed sine tables) | sine (of a token's number)
+  m.positions_hw = ()  # grid that learned and sine tables are for; () takes image_hw / patch
   m.encoder_width, m.encoder_depth, m.encoder_heads = 768, 12, 12
   m.decoder_width, m.decoder_depth, m.decoder_heads = 384, 4, 6
   m.mlp_ratio = 4.0
@@ -107,10 +108,14 @@ def get_config() -> ConfigDict:
   e.memory_budget = 0.0  # bytes; 0 decides from the device
   e.scenes = 0  # how many scenes of scenes-test-v1
   e.honesty = True  # on scenes, also with frame 2 exchanged between pairs
-  e.tapvid = ""  # folder of TAP-Vid clips
-  e.protocols = ("first", "cfg")
-  e.frame_gap = 5  # of protocol cfg
+  e.tapvid = ""  # TAP-Vid clips: folder of clip folders, .pkl, or folder of .pkl shards
+  e.protocols = ("first", "cfg")  # names of evals/protocols.py
+  e.frame_gap = 5  # of protocols that ask about a constant gap
+  e.query_stride = 5  # frames between the queries of protocol strided
+  e.resolution = "native"  # that trackers see clips at: native | nearest_16 | HEIGHTxWIDTH
+  e.overlays = 3  # best and worst tracks drawn on their clips; 0 draws none
   e.flow_pairs = ""  # folder of frame pairs with .flo truth
+  e.prediction = 0  # on how many scenes of scenes-test-v1 the weights complete frame 2
 
   c.profile_steps = 0
   c.debug_nans = False

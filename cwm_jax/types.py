@@ -110,6 +110,21 @@ class Explanation(NamedTuple):
   visible: Array
 
 
+class GaussianParams(NamedTuple):
+  """A learned mark: one Gaussian a colour channel (R, G, B), in pixels of the mark's grid.
+
+  mean_yx:     float32 [..., 3, 2], (row, column) of the centre, 0 in the middle of the grid.
+  std_yx:      float32 [..., 3, 2], widths along rows and columns, 1 or more.
+  correlation: float32 [..., 3], between rows and columns, within (-1, 1).
+  amplitude:   float32 [..., 3], the extreme value on the grid, normalised units; may be negative.
+  """
+
+  mean_yx: Array
+  std_yx: Array
+  correlation: Array
+  amplitude: Array
+
+
 class TrainState(NamedTuple):
   """All that a training run needs to go on.
 

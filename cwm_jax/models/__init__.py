@@ -28,6 +28,8 @@ def build(model: Any):
   ).split()
   named = {key: model[key] for key in keys}
   named["attention_impl"] = named["attention_impl"] or None
-  return Predictor(
-    grid_hw=(h // model["patch"], w // model["patch"]), dtype=dtypes[model["dtype"]], **named
-  )
+  grid_hw = (h // model["patch"], w // model["patch"])
+  # Rotary positions belong to no grid, and weights files that have them need not name one.
+  if model["positions"] != "rotary" and model["positions_hw"]:
+    grid_hw = tuple(model["positions_hw"])
+  return Predictor(grid_hw=grid_hw, dtype=dtypes[model["dtype"]], **named)

@@ -1,6 +1,7 @@
 """Psi-RGB: a two-frame masked autoencoder that sees frame 1 and a few patches of frame 2.
 
-`masking="drop"` encodes visible tokens only (VideoMAE's design, the paper's text).
+`masking="drop"` encodes visible tokens only (VideoMAE's design, the paper's text); "token" encodes
+all tokens, the hidden ones replaced by one learned token (the design of the released weights).
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cwm_jax.models import layers
+from cwm_jax.models import positions as position_tables
 from cwm_jax.types import Prediction
+
+MASKINGS = ("drop", "token")
+POSITIONS = ("learned", "rotary", "sine")
 
 
 def patchify(frames: Float[Array, "*b h w 3"], patch: int) -> Float[Array, "*b n d"]:
@@ -37,10 +42,13 @@ class Predictor(nn.Module):
 
   Attributes:
     patch: patch side in pixels; image sides must be multiples of it.
-    grid_hw: patches per column and per row; only learned positions are tied to it.
-    masking: "drop".
-    positions: "learned", or "rotary" (2-D rotary in attention, each frame counted from its own
-      corner, and fixed sine tables added to the tokens of encoder and decoder).
+    grid_hw: patches per column and per row that learned and "sine" positions are made for; they are
+      resized where the image has another grid.
+    masking: "drop", or "token". There a hidden token carries no position through the encoder, and
+      the decoder's positions are added to all tokens.
+    positions: "learned"; "rotary" (2-D rotary in attention, each frame counted from its own corner,
+      and fixed sine tables added to the tokens of encoder and decoder); or "sine" (a fixed table
+      over the running number of the token, as in the two-frame CWM releases).
     context: pixels round each patch of frame 1 that its token sees too; frame 1 is wholly visible,
       so nothing leaks. What moved by part of a patch then lies within one token of frame 1. It
       begins at zero weight.
@@ -69,28 +77,34 @@ class Predictor(nn.Module):
   def __call__(
     self,
     frames: Float[Array, "b 2 h w 3"],
-    mask: Bool[Array, "b 2 gh gw"],
+    mask: Bool[Array, "b 2 gh gw"] | Float[Array, "b 2 gh gw"],
     *,
-    num_visible: int,
+    num_visible: int | None = None,
+    predict_frame: int = 2,
     keep_revealed: bool = False,
   ) -> Prediction:
     """One prediction for each pair.
 
     Args:
       frames: ImageNet-normalised.
-      mask: True where a patch is hidden; frame 1 is wholly visible.
+      mask: True where a patch is hidden; frame 1 is wholly visible. With masking="token" it may be
+        a share, 0 (visible) to 1, beyond which it is clipped: so much of the token is replaced.
       num_visible: how many patches of both frames together are visible; the same for every pair,
-        static under jit.
+        static under jit. Only masking="drop" needs it.
+      predict_frame: 2, or 1 to predict frame 1 from a wholly visible frame 2.
       keep_revealed: leave the prediction of revealed patches in the image (for a loss on all).
 
     Returns:
-      The predicted frame 2 (0 on revealed patches) and frame 1's encoder tokens.
+      The predicted frame (0 on revealed patches) and the other frame's encoder tokens. What the
+      encoder said of all its tokens is sown as the intermediate "encoder_tokens".
 
     Raises:
-      ValueError: sizes that do not fit, or an unknown `masking` or `positions`.
+      ValueError: sizes that do not fit, an unknown `masking` or `positions`, or an argument that
+        goes with another `masking`.
     """
     b, _, h, w, _ = frames.shape
     gh, gw = self._check(h, w, mask.shape)
+    self._check_call(mask, num_visible, predict_frame)
     n = gh * gw
     dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
@@ -102,11 +116,7 @@ class Predictor(nn.Module):
       remat=self.remat,
     )
     hidden = mask.reshape(b, 2 * n)
-    # A stable sort of the flags lists visible tokens first, each group in raster order.
-    order = jnp.argsort(hidden, axis=1, stable=True)
-    restore = jnp.argsort(order, axis=1)
-    shown = order[:, :num_visible]
-
+    drop = self.masking == "drop"
     tokens = dense(self.encoder_width, name="patch_embed")(
       patchify(frames, self.patch).reshape(b, 2 * n, -1).astype(self.dtype)
     )
@@ -123,57 +133,92 @@ class Predictor(nn.Module):
       )(frames[:, 0].astype(self.dtype))
       tokens = tokens.at[:, :n].add(around.reshape(b, n, -1))
     tokens = tokens + self._positions("encoder_positions", (gh, gw), self.encoder_width)
-    tokens = jnp.take_along_axis(tokens, shown[:, :, None], axis=1)
     rotary = self._rotary((gh, gw), self.encoder_width // self.encoder_heads)
-    shown_rotary = None if rotary is None else rotary[shown]
-    tokens = stack(self.encoder_depth, self.encoder_heads, name="encoder")(tokens, shown_rotary)
+    if drop:
+      # A stable sort of the flags lists visible tokens first, each group in raster order.
+      order = jnp.argsort(hidden, axis=1, stable=True)
+      restore = jnp.argsort(order, axis=1)
+      shown = order[:, :num_visible]
+      tokens = jnp.take_along_axis(tokens, shown[:, :, None], axis=1)
+      rotary = None if rotary is None else rotary[shown]
+    else:
+      mask_token = self._mask_token(self.encoder_width)
+      visible = 1 - jnp.clip(hidden.astype(self.dtype), 0, 1)
+      tokens = mask_token + visible[:, :, None] * (tokens - mask_token)
+      rotary = _for_each(b, rotary)
+    tokens = stack(self.encoder_depth, self.encoder_heads, name="encoder")(tokens, rotary)
     tokens = norm(name="encoder_norm")(tokens)
+    self.sow("intermediates", "encoder_tokens", tokens)
 
     x = dense(self.decoder_width, name="encoder_to_decoder")(tokens.astype(self.dtype))
-    mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.decoder_width,))
-    filler = jnp.broadcast_to(
-      mask_token.astype(x.dtype), (b, 2 * n - num_visible, self.decoder_width)
-    )
-    x = jnp.take_along_axis(jnp.concatenate([x, filler], axis=1), restore[:, :, None], axis=1)
+    if drop:
+      filler = jnp.broadcast_to(
+        self._mask_token(self.decoder_width), (b, 2 * n - num_visible, self.decoder_width)
+      )
+      x = jnp.take_along_axis(jnp.concatenate([x, filler], axis=1), restore[:, :, None], axis=1)
     x = x + self._positions("decoder_positions", (gh, gw), self.decoder_width)
-    rotary = self._rotary((gh, gw), self.decoder_width // self.decoder_heads)
-    if rotary is not None:
-      rotary = jnp.broadcast_to(rotary, (b, *rotary.shape))
+    rotary = _for_each(b, self._rotary((gh, gw), self.decoder_width // self.decoder_heads))
     x = stack(self.decoder_depth, self.decoder_heads, name="decoder")(x, rotary)
-    x = norm(name="decoder_norm")(x[:, n:])
+    first, last = slice(n), slice(-n, None)
+    predicted, other = (last, first) if predict_frame == 2 else (first, last)
+    x = norm(name="decoder_norm")(x[:, predicted])
     # The head's output is read as pixels: keep it in float32.
     pixels = nn.Dense(self.patch**2 * 3, dtype=jnp.float32, name="head")(x)
     if not keep_revealed:
-      pixels = jnp.where(hidden[:, n:, None], pixels, 0.0)
+      pixels = jnp.where(hidden[:, predicted, None] > 0, pixels, 0.0)
     image = unpatchify(pixels, (gh, gw), self.patch)
-    return Prediction(image, tokens[:, :n].reshape(b, gh, gw, self.encoder_width))
+    # Of a dropping encoder's tokens, the wholly visible frame's are the first or the last n.
+    return Prediction(image, tokens[:, other].reshape(b, gh, gw, self.encoder_width))
 
   def _check(self, h: int, w: int, mask_shape: tuple[int, ...]) -> tuple[int, int]:
-    if self.masking != "drop":
-      raise ValueError(f"model.masking is {self.masking!r}; this predictor knows 'drop'")
-    if self.positions not in ("learned", "rotary"):
-      raise ValueError(f"model.positions is {self.positions!r}; choose 'learned' or 'rotary'")
+    if self.masking not in MASKINGS:
+      raise ValueError(f"model.masking is {self.masking!r}; choose one of {', '.join(MASKINGS)}")
+    if self.positions not in POSITIONS:
+      raise ValueError(
+        f"model.positions is {self.positions!r}; choose one of {', '.join(POSITIONS)}"
+      )
     if h % self.patch or w % self.patch:
       raise ValueError(f"an image of {h} x {w} does not divide into patches of {self.patch}")
     grid = (h // self.patch, w // self.patch)
-    if self.positions == "learned" and grid != tuple(self.grid_hw):
-      raise ValueError(f"learned positions are for a grid of {self.grid_hw}, the image has {grid}")
     if tuple(mask_shape[-2:]) != grid:
       raise ValueError(f"the mask has {mask_shape[-2:]} patches, the image has {grid}")
     return grid
 
+  def _check_call(self, mask: Array, num_visible: int | None, predict_frame: int) -> None:
+    if predict_frame not in (1, 2):
+      raise ValueError(f"predict_frame is {predict_frame}; a pair has the frames 1 and 2")
+    if predict_frame == 1 and self.context:
+      raise ValueError("model.context shows frame 1; a predictor that has it cannot predict it")
+    if self.masking == "drop" and num_visible is None:
+      raise ValueError('masking="drop" needs num_visible, the number of visible patches')
+    if self.masking == "drop" and mask.dtype != jnp.bool_:
+      raise ValueError('masking="drop" needs a mask of True and False; shares go with "token"')
+
+  def _mask_token(self, width: int) -> Float[Array, " c"]:
+    token = self.param("mask_token", nn.initializers.normal(0.02), (width,))
+    return jnp.asarray(token, self.dtype)
+
   def _positions(self, name: str, grid_hw: tuple[int, int], width: int):
     """[1, 2n, width]: a position table for both frames, plus which frame it is."""
     n = grid_hw[0] * grid_hw[1]
+    if self.positions == "rotary":
+      frame = self.param(name, nn.initializers.normal(0.02), (2, width))
+      table = layers.sine_positions(grid_hw, width) + frame[:, None]
+      return table.reshape(1, 2 * n, width).astype(self.dtype)
+    count = 2 * self.grid_hw[0] * self.grid_hw[1]
     if self.positions == "learned":
-      table = self.param(name, nn.initializers.normal(0.02), (2 * n, width))
-      return table[None].astype(self.dtype)
-    frame = self.param(name, nn.initializers.normal(0.02), (2, width))
-    table = layers.sine_positions(grid_hw, width) + frame[:, None]
-    return table.reshape(1, 2 * n, width).astype(self.dtype)
+      table = self.param(name, nn.initializers.normal(0.02), (count, width))
+    else:
+      table = position_tables.token_sine_positions(count, width)
+    table = position_tables.resize_positions(jnp.asarray(table), tuple(self.grid_hw), grid_hw)
+    return table[None].astype(self.dtype)
 
   def _rotary(self, grid_hw: tuple[int, int], head_dim: int):
     if self.positions != "rotary":
       return None
     table = layers.rotary_table(grid_hw, head_dim)
     return jnp.concatenate([table, table])
+
+
+def _for_each(batch: int, table: Array | None) -> Array | None:
+  return None if table is None else jnp.broadcast_to(table, (batch, *table.shape))

@@ -129,7 +129,7 @@ def test_all_attention_implementations_are_one_function():
   scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8)
   weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
   exact = np.einsum("bhnm,bmhd->bnhd", weights, v)
-  for implementation in (None, "einsum", "xla"):
+  for implementation in (None, "einsum", "chunked", "xla"):
     np.testing.assert_allclose(layers.attend(q, k, v, implementation), exact, atol=1e-5)
 
 
@@ -170,7 +170,6 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(net_and_par
   [
     (dict(masking="guess"), "masking"),
     (dict(positions="none"), "positions"),
-    (dict(positions="learned", image_hw=(8, 8)), "learned positions"),
     (dict(patch=5), "does not divide"),
     (dict(remat="some"), "remat"),
     (dict(encoder_heads=16), "multiple of 4"),

@@ -1,0 +1,116 @@
+"""Learned marks: 18 numbers become three Gaussians, which are drawn and added to frame 1.
+
+The numbers come from a network that reads the token of the query's patch (the paper's MLP_theta);
+`GaussianMark` joins it to the rest and has the form of every mark, see `perturb`. Everything else
+is a pure function of numbers, differentiable from the marked frame back to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cwm_jax import geometry
+from cwm_jax.types import GaussianParams
+
+# At a correlation of 1 the Gaussian is a line, and its density is infinite.
+_MAX_CORRELATION = 0.98
+_MIN_STD = 1.0
+
+
+def gaussian_params(numbers: Float[Array, "*b 18"], *, size: int = 20) -> GaussianParams:
+  """What the numbers say.
+
+  Args:
+    numbers: in [-1, 1]; for each colour channel mean (row, column), width (row, column),
+      correlation and amplitude.
+    size: side of the mark's grid in pixels: means reach to its edges, widths to half of it.
+  """
+  x = numbers.reshape(*numbers.shape[:-1], 3, 6)
+  half = size / 2
+  return GaussianParams(
+    mean_yx=x[..., 0:2] * half,
+    std_yx=(x[..., 2:4] + 1) * (half - _MIN_STD) / 2 + _MIN_STD,
+    correlation=x[..., 4] * _MAX_CORRELATION,
+    amplitude=x[..., 5],
+  )
+
+
+def draw(params: GaussianParams, *, size: int = 20) -> Float[Array, "*b size size 3"]:
+  """The mark, in normalised units: each channel's density, scaled to peak at its amplitude.
+
+  The peak is the greatest value on the grid, not the density's own. The grid's points run from
+  -size / 2 to size / 2 with both ends, so they lie size / (size - 1) apart and none is at 0.
+  """
+  points = jnp.linspace(-size / 2, size / 2, size)
+  from_mean = points - params.mean_yx[..., None]  # [..., 3, 2, size]
+  rows, columns = jnp.moveaxis(from_mean / params.std_yx[..., None], -2, 0)
+  rows, columns = rows[..., :, None], columns[..., None, :]
+  correlation = params.correlation[..., None, None]
+  squared = (rows**2 - 2 * correlation * rows * columns + columns**2) / (1 - correlation**2)
+  # Taking the nearest point's distance off first gives the ratio to the peak without underflow.
+  nearest = jnp.min(squared, axis=(-2, -1), keepdims=True)
+  mark = params.amplitude[..., None, None] * jnp.exp((nearest - squared) / 2)
+  return jnp.moveaxis(mark, -3, -1)
+
+
+def enlarge(mark: Float[Array, "*b s s 3"], scale: int) -> Float[Array, "*b t t 3"]:
+  """Repeats each pixel `scale` times along both sides: the mark for images so much larger."""
+  return jnp.repeat(jnp.repeat(mark, scale, axis=-3), scale, axis=-2)
+
+
+def add_at(
+  frame: Float[Array, "h w 3"], mark: Float[Array, "s s 3"], centre_yx: Int[Array, " 2"]
+) -> Float[Array, "h w 3"]:
+  """Adds the mark to the frame; what reaches over the border is cut off.
+
+  Args:
+    centre_yx: (row, column) index of the pixel it is laid on: it covers s rows from row - s // 2
+      on, and columns likewise.
+  """
+  h, w = frame.shape[:2]
+  size = mark.shape[0]
+  canvas = jnp.zeros((h + 2 * size, w + 2 * size, 3), frame.dtype)
+  start = jnp.clip(centre_yx, 0, jnp.array([h, w]) - 1) - size // 2 + size
+  canvas = jax.lax.dynamic_update_slice(
+    canvas, mark.astype(frame.dtype), (start[0], start[1], jnp.zeros_like(start[0]))
+  )
+  return frame + canvas[size : size + h, size : size + w]
+
+
+@dataclass(frozen=True)
+class GaussianMark:
+  """The learned mark; `jax.tree_util.Partial(GaussianMark(...), params)` is a mark of `perturb`.
+
+  Attributes:
+    perturber: a module whose `apply({"params": params}, token)` gives the 18 numbers.
+    size: side of the grid in pixels of the image that the perturber was trained on.
+    scale: how many times larger the predictor's image is than that.
+  """
+
+  perturber: Any
+  size: int = 20
+  scale: int = 1
+  reads_token: ClassVar[bool] = True
+
+  def __call__(
+    self,
+    params: Any,
+    frame1: Float[Array, "h w 3"],
+    point_xy: Float[Array, " 2"],
+    token: Float[Array, " c"],
+  ) -> Float[Array, "h w 3"]:
+    """Frame 1 (normalised) with the mark that suits `token`, laid on the query's pixel.
+
+    Args:
+      params: the perturber's.
+      point_xy: continuous (x, y), pixels of `frame1`.
+      token: the encoder's output at the query's patch in the clean pass.
+    """
+    numbers = self.perturber.apply({"params": params}, token)
+    mark = enlarge(draw(gaussian_params(numbers, size=self.size), size=self.size), self.scale)
+    return add_at(frame1, mark, geometry.point_to_index_yx(point_xy, frame1.shape[:2]))
