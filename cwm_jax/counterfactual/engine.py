@@ -115,7 +115,7 @@ class Engine:
     self._keep_tokens = getattr(mark, "reads_token", True)
     self._settings = dict(settings)
     num_masks = masks.shape[1]
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]  # only a process's own devices tell their memory
     if memory_budget is None:
       told = (device.memory_stats() or {}).get("bytes_limit", 0)
       memory_budget = told * _SHARE_OF_DEVICE or _BYTES_ELSEWHERE
