@@ -54,7 +54,14 @@ def _work(config, workdir: str) -> None:
   from cwm_jax import train
 
   if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+      reason = str(error).strip().splitlines()[0]
+      raise InputError(
+        f"--distributed: the other processes cannot be joined ({reason}); JAX finds them by Slurm, "
+        "MPI, Kubernetes or a TPU's own means"
+      ) from error
   if jax.process_index() > 0:
     logging.getLogger("cwm_jax").setLevel(logging.WARNING)
   if config.job == "train":

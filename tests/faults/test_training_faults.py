@@ -118,6 +118,11 @@ def test_wrong_flags_are_one_sentence(arguments, told):
   assert told in one_sentence(tiny_job.run_main(*arguments))
 
 
+def test_joining_a_cluster_where_there_is_none_is_one_sentence(tmp_path):
+  done = tiny_job.run_main(f"--workdir={tmp_path}", "--distributed")
+  assert "--distributed: the other processes cannot be joined" in one_sentence(done)
+
+
 def test_a_missing_config_file_is_one_sentence(tmp_path):
   asked = tiny_job.command(f"--workdir={tmp_path}")
   asked[3] = f"--config={tmp_path}/none.py"
