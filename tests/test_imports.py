@@ -22,7 +22,7 @@ RANKS = {
   **dict.fromkeys(["main", "cli", "commands", "demo", "inputs"], 6),
 }
 # Data only; anyone may read what lies there.
-UNRANKED = {"weights", "configs"}
+UNRANKED = {"weights", "configs", "third_party"}
 # The package's front door names every room, lazily.
 FRONT_DOOR = "__init__"
 

@@ -8,7 +8,7 @@ second file's flow predictor over it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isqrt, prod
 from pathlib import Path
@@ -65,12 +65,25 @@ class Converted(NamedTuple):
   config: a job config whose "model" section builds the predictor; with a "mark" if it is learned.
   extra:  the release's naming, which the way back needs.
   skipped: prefix of names that were left out -> how many.
+  overlaid: names that both files of a release had, and the second file's were taken.
+  notes:  what a person should know of the two, a line each.
   """
 
   params: dict[str, Any]
   config: dict[str, Any]
   extra: dict[str, Any]
   skipped: dict[str, int]
+  overlaid: tuple[str, ...] = ()
+
+  @property
+  def notes(self) -> list[str]:
+    lines = []
+    if self.overlaid:
+      some = ", ".join(self.overlaid[:3]) + (", ..." if len(self.overlaid) > 3 else "")
+      lines.append(f"laid {len(self.overlaid)} tensors over the base's ({some})")
+    for prefix, count in self.skipped.items():
+      lines.append(f"left out {count} tensors of {prefix}* ({SKIPPED[prefix]})")
+    return lines
 
 
 def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -121,32 +134,32 @@ def overlay(
   return state, overlaid
 
 
-def naming_of(names: Iterable[str], *, where: str) -> tuple[Naming, dict[str, int]]:
+def naming_of(names: Iterable[str], *, where: str) -> Naming:
   """Tells a release's naming by its names.
-
-  Returns:
-    (naming, skipped): and how many names each prefix of `SKIPPED` leaves out.
 
   Raises:
     InputError: no predictor among them.
   """
   names = set(names)
-  skipped = {prefix: sum(name.startswith(prefix) for name in names) for prefix in SKIPPED}
-  skipped = {prefix: count for prefix, count in skipped.items() if count}
   for prefix in _PREFIXES:
     if f"{prefix}{_PATCHES}" in names:
       mark = prefix.removesuffix("cwm_model.") + "perturber."
       has_mark = bool(prefix) and any(name.startswith(mark) for name in names)
-      naming = Naming(
+      return Naming(
         predictor=prefix,
         perturber=mark if has_mark else None,
         learned_positions=f"{prefix}encoder.pos_embed" in names,
         key_bias=f"{prefix}encoder.blocks.0.attn.k_bias" in names,
         bridge=f"{prefix}encoder_to_decoder.bias" in names,
       )
-      return naming, skipped
   some = ", ".join(sorted(names)[:3])[:200]
   raise InputError(f"{where} has the layout of no release that is known here (it begins: {some})")
+
+
+def skipped_of(names: Iterable[str]) -> dict[str, int]:
+  """How many of the names each prefix of `SKIPPED` leaves out, where it leaves out any."""
+  counts = {prefix: sum(name.startswith(prefix) for name in names) for prefix in SKIPPED}
+  return {prefix: count for prefix, count in counts.items() if count}
 
 
 def from_state(
@@ -169,7 +182,7 @@ def from_state(
     InputError: keys that no rule names or rules without keys (both are listed), or tensors that do
       not fit the model.
   """
-  naming, skipped = naming_of(state, where=where)
+  naming, skipped = naming_of(state, where=where), skipped_of(state)
   kept = {name: a for name, a in state.items() if not name.startswith(tuple(SKIPPED))}
   shapes = keymaps.to_shapes({n: a.shape for n, a in kept.items()}, naming.rules(), where=where)
   config = _config(shapes, naming, release=release, heads=heads, where=where)
@@ -180,6 +193,33 @@ def from_state(
     if not np.isfinite(array).all():
       raise InputError(f"{where}: what becomes {name!r} holds values that are not finite")
   return Converted(params, config, {"naming": asdict(naming)}, skipped)
+
+
+def assemble(
+  sources: Sequence[str | os.PathLike],
+  *,
+  release: str | None = None,
+  heads: tuple[int, int] | None = None,
+  keep_base: bool = False,
+) -> Converted:
+  """Reads checkpoints in loading order and converts what they make together.
+
+  Args:
+    sources: a checkpoint, and possibly a second one that is laid over it.
+    release, heads: see `from_state`.
+    keep_base: see `overlay`.
+
+  Raises:
+    InputError: as `read_state`, `overlay` and `from_state`.
+  """
+  state, overlaid, skipped = read_state(sources[0]), [], {}
+  for source in sources[1:]:
+    over = read_state(source)
+    skipped |= skipped_of(over)
+    state, overlaid = overlay(state, over, keep_base=keep_base, where=str(source))
+  where = " over ".join(str(source) for source in reversed(sources))
+  made = from_state(state, release=release, heads=heads, where=where)
+  return made._replace(skipped=made.skipped | skipped, overlaid=tuple(overlaid))
 
 
 def to_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
