@@ -26,7 +26,7 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 # A resumed run may change these: where it runs, how long, how often it reports; not what it learns.
 _FREE = re.compile(
-  r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh)\..*|sharding"
+  r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate)\..*|sharding"
   r"|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
 )
 
@@ -133,7 +133,7 @@ def check_writable(workdir: str | os.PathLike) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     probe = workdir / f".writable.{os.getpid()}"
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # two hosts may share a process id
   except OSError as error:
     raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
 

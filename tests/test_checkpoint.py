@@ -19,6 +19,7 @@ CONFIG = {
   "model": {"patch": 4, "remat": "none"},
   "data": {"batch_size": 8, "num_workers": 0},
   "log": {"every": "1 steps"},
+  "evaluate": {"scenes": 0},
 }
 
 
@@ -131,6 +132,8 @@ def test_a_change_of_what_is_learned_is_refused_by_name(tmp_path, section, key, 
   [
     {"total": "9 steps"},
     {"log": {"every": "5 steps"}},
+    {"evaluate": {"scenes": 9}},
+    {"evaluate": {}},
     {"data": {"batch_size": 8, "num_workers": 2}},
     {"model": {"patch": 4, "remat": "full"}},
     {"new_key": 1},
