@@ -9,6 +9,9 @@ import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
+# The same numbers and no fight over a GPU's memory on every machine; set it to test on another.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 # Must come before the first import of the package: annotations are checked from then on.
 install_import_hook("cwm_jax", "typechecker.check")
 
