@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from cwm_jax import geometry
 from cwm_jax.counterfactual import engine, flow, multimask, perturb
 from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import Explanation, InputError, PointFlow, Prediction, Tracks
-
-EMBEDDED_WEIGHTS = "predictor-tiny.safetensors"
 
 
 @dataclass(frozen=True)
@@ -133,10 +130,11 @@ class Tracker:
     memory_budget: float | None = None,
     **settings: Any,
   ) -> Tracker:
-    """Makes a tracker from a weights file.
+    """Makes a tracker from a weights file or a public release.
 
     Args:
-      name_or_path: a safetensors file of this project; None takes the weights in the package.
+      name_or_path: a safetensors file of this project, or a release's name such as "opt-cwm-512",
+        which is fetched and converted once; None takes the weights in the package.
       mask_ratio: None takes what the weights were trained with.
       mark: None takes what the weights file recommends, or a red square where it says nothing.
       dtype: compute dtype, "float32" or "bfloat16"; None takes the file's.
@@ -146,16 +144,13 @@ class Tracker:
       InputError: no such file, or one that is not a weights file, or a setting that cannot be.
     """
     from cwm_jax import models
-    from cwm_jax.pretrained import weights
+    from cwm_jax.pretrained import learned_marks, releases, weights
 
-    if name_or_path is None:
-      path = Path(str(resources.files("cwm_jax.weights") / EMBEDDED_WEIGHTS))
-    else:
-      path = Path(name_or_path)
-    if not path.is_file():
-      raise InputError(f"there is no weights file {str(path)!r}")
+    path = weights.shipped() if name_or_path is None else releases.locate(name_or_path)
     params, config = weights.load(path)
     weights.check_fit(params, config, where=f"weights file {path}")
+    if mark is None and learned_marks.is_learned(config):
+      mark = learned_marks.build(config, jax.tree.map(jnp.asarray, weights.load_perturber(path)))
     model = dict(config["model"])
     if dtype is not None:
       model["dtype"] = dtype

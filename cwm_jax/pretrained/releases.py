@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from cwm_jax.pretrained import convert, download, weights
+from cwm_jax.pretrained import convert, download, torch_file, weights
 from cwm_jax.types import InputError
 
 # Changes when the same files are to become another weights file.
@@ -128,6 +128,25 @@ def load(name: str, *, keep_base: bool = False) -> Path:
     for line in made.notes:
       logging.info("%s: %s", name, line)
     weights.save(path, made.params, made.config, extra=made.extra)
+  return path
+
+
+def locate(name_or_path: str | os.PathLike) -> Path:
+  """The weights file that somebody means: a path, or a release's name.
+
+  Raises:
+    InputError: neither; a torch file, which must be converted first; or as `load`.
+  """
+  path = Path(name_or_path)
+  if not path.exists() and str(name_or_path) in names():
+    return load(str(name_or_path))
+  if not path.is_file():
+    raise InputError(
+      f"there is no weights file {str(path)!r}, and the releases known by name are "
+      f"{', '.join(names())}"
+    )
+  if torch_file.is_torch_file(path):
+    raise InputError(f"{path} is a torch file; first run: cwm-jax convert {path} OUT.safetensors")
   return path
 
 
