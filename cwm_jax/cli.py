@@ -24,6 +24,7 @@ _EXAMPLES = """examples:
   cwm-jax flow a.png b.png --stride 4          dense flow: .flo and a picture
   cwm-jax info                                 what the shipped weights are
   cwm-jax convert WORKDIR model.safetensors    a training run's weights as one file
+  cwm-jax convert opt-cwm-512 o.safetensors    a public release, fetched and converted
 
 Coordinates are pixels of the frames as given; the image's corner is (0, 0), the centre of its first
 pixel (0.5, 0.5). `cwm-jax COMMAND --help` tells what a command writes."""
@@ -151,17 +152,34 @@ def _parser() -> argparse.ArgumentParser:
   convert = _command(
     commands,
     "convert",
-    "a training run's newest weights as one file",
-    "Writes the parameters of WORKDIR's newest checkpoint (their running average where one is "
-    "kept) and its config to OUT.",
+    "weights from one form into another",
+    "IN is a training run's folder (its newest checkpoint is taken, the running average of the "
+    "parameters where one is kept), a released checkpoint (.pt, .pth, .safetensors), or a name of "
+    "a release: then OUT is a weights file of this project. Or IN is such a weights file: then OUT "
+    "has the release's names and layouts. Every key of either side is accounted for; where that "
+    "fails, both lists are printed.",
   )
-  convert.add_argument("workdir", metavar="WORKDIR", help="folder of a training run")
+  convert.add_argument("source", metavar="IN", help="folder, checkpoint, weights file or name")
   convert.add_argument("out", metavar="OUT", help=".safetensors file to write")
   convert.add_argument(
     "--dtype", choices=("float32", "bfloat16"), default="float32", help="how numbers are stored"
   )
+  convert.add_argument(
+    "--over",
+    metavar="FILE",
+    help="joint-training checkpoint whose flow predictor is laid over IN, as the release does",
+  )
+  convert.add_argument(
+    "--keep-base", action="store_true", help="of --over, or a named release: take the mark only"
+  )
+  convert.add_argument(
+    "--like", metavar="NAME", help="the release that IN is, where its shapes leave that open"
+  )
+  convert.add_argument(
+    "--heads", type=_two_counts, metavar="E,D", help="attention heads of encoder and decoder"
+  )
   _add_json(convert)
-  convert.set_defaults(run="cwm_jax.commands:convert")
+  convert.set_defaults(run="cwm_jax.conversion:run")
   return parser
 
 
@@ -204,6 +222,13 @@ def _positive(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
   return int(text)
+
+
+def _two_counts(text: str) -> tuple[int, int]:
+  parts = text.split(",")
+  if len(parts) != 2:
+    raise argparse.ArgumentTypeError(f"{text!r} is not two whole numbers with a comma between")
+  return _positive(parts[0]), _positive(parts[1])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""The commands of `cwm-jax` other than the demo: track, flow, info, convert."""
+"""The commands of `cwm-jax` other than the demo and convert: track, flow, info."""
 
 from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -173,28 +172,6 @@ def info(*, weights: str | None, as_json: bool) -> None:
     for name, t in header.tensors.items()
   ]
   report(facts, "\n".join(lines), as_json=as_json)
-
-
-def convert(*, workdir: str, out: str, dtype: str, as_json: bool) -> None:
-  """Writes a training run's newest parameters and config as one weights file.
-
-  Raises:
-    InputError: not a workdir, or an output that cannot be written.
-  """
-  from cwm_jax import checkpoint
-
-  with warnings.catch_warnings():
-    # Orbax warns that the devices of the run are unknown here; nothing is put on devices.
-    warnings.simplefilter("ignore")
-    params, config = checkpoint.load_params(workdir)
-  # How attention was computed there says nothing about the machine that will read the file.
-  if isinstance(config.get("model"), dict):
-    config["model"]["attention_impl"] = ""
-  weights_file.check_fit(params, config, where=f"workdir {workdir}")
-  path = weights_file.save(out, params, config, dtype=dtype)
-  count = sum(int(np.size(value)) for value in weights_file.flatten(params).values())
-  facts = {"parameters": count, "bytes": path.stat().st_size, "files": [str(path)]}
-  report(facts, f"{count:,} parameters as {dtype}{written([path])}", as_json=as_json)
 
 
 def load_tracker(reading: inputs.Reading, *, mark: Any = None):

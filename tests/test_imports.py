@@ -19,7 +19,7 @@ RANKS = {
   **dict.fromkeys(["tracker", "tasks"], 3),
   "evals": 4,
   **dict.fromkeys(["train", "evaluate", "label"], 5),
-  **dict.fromkeys(["main", "cli", "commands", "demo", "inputs"], 6),
+  **dict.fromkeys(["main", "cli", "commands", "conversion", "demo", "inputs"], 6),
 }
 # Data only; anyone may read what lies there.
 UNRANKED = {"weights", "configs", "third_party"}

@@ -243,13 +243,18 @@ def to_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
   return keymaps.to_state(params, rules, where=f"weights file {path}")
 
 
-def write_state(path: str | os.PathLike, state: dict[str, np.ndarray]) -> Path:
+def write_state(
+  path: str | os.PathLike, state: Mapping[str, np.ndarray], *, dtype: str = "float32"
+) -> Path:
   """Writes tensors as a plain safetensors file, whole or not at all.
 
+  Args:
+    dtype: "float32" or "bfloat16", how the numbers are stored.
+
   Raises:
-    InputError: a path that cannot be written.
+    InputError: an unknown dtype, or a path that cannot be written.
   """
-  return weights.write(path, state, {"format": "pt"})
+  return weights.write(path, weights.as_stored(state, dtype), {"format": "pt"})
 
 
 def listing(error: NamesError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,17 +69,26 @@ def save(
   Raises:
     InputError: an unknown dtype, a config that JSON cannot hold, or a path that cannot be written.
   """
-  if dtype not in _STORED:
-    raise InputError(f"weights can be stored as {' or '.join(_STORED)}, not {dtype!r}")
-  flat = {
-    name: np.ascontiguousarray(np.asarray(value).astype(_STORED[dtype]))
-    for name, value in flatten(params).items()
-  }
+  flat = as_stored(flatten(params), dtype)
   try:
     metadata = {"config": json.dumps(config), "extra": json.dumps(extra or {})}
   except TypeError as error:
     raise InputError(f"the config cannot be written as JSON: {error}") from None
   return write(path, flat, metadata)
+
+
+def as_stored(arrays: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
+  """The arrays as they go into a file.
+
+  Raises:
+    InputError: a dtype other than "float32" and "bfloat16".
+  """
+  if dtype not in _STORED:
+    raise InputError(f"weights can be stored as {' or '.join(_STORED)}, not {dtype!r}")
+  return {
+    name: np.ascontiguousarray(np.asarray(value).astype(_STORED[dtype]))
+    for name, value in arrays.items()
+  }
 
 
 def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:

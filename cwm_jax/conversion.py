@@ -1,0 +1,117 @@
+"""`cwm-jax convert`: from a training run or a public release to a weights file, and back."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cwm_jax.commands import report, written
+from cwm_jax.pretrained import convert, releases, torch_file
+from cwm_jax.pretrained import weights as weights_file
+from cwm_jax.pretrained.merge import NamesError
+from cwm_jax.types import InputError
+
+
+def run(
+  *,
+  source: str,
+  out: str,
+  dtype: str,
+  over: str | None,
+  keep_base: bool,
+  like: str | None,
+  heads: tuple[int, int] | None,
+  as_json: bool,
+) -> None:
+  """Converts; see `cwm-jax convert --help`.
+
+  Raises:
+    InputError: an input of none of the known forms, or an output that cannot be written. Where keys
+      do not match, both whole lists were printed before.
+  """
+  form = _form(source)
+  if form != "release" and (over or like or heads or (keep_base and form != "name")):
+    raise InputError("--over, --keep-base, --like and --heads go with a released checkpoint as IN")
+  if keep_base and form == "release" and over is None:
+    raise InputError("--keep-base goes with --over")
+  try:
+    if form == "workdir":
+      facts, notes = _from_workdir(source, out, dtype)
+    elif form == "ours":
+      facts, notes = _to_release(source, out, dtype)
+    else:
+      if form == "name":
+        sources, like = releases.fetch(releases.get(source)), source
+      else:
+        sources = [Path(path) for path in (source, over) if path is not None]
+      made = convert.assemble(sources, release=like, heads=heads, keep_base=keep_base)
+      facts, notes = _from_release(made, out, dtype)
+  except NamesError as error:
+    print(json.dumps({"error": str(error), **error.sides}) if as_json else convert.listing(error))
+    raise
+  facts |= {"bytes": Path(out).stat().st_size, "files": [out]}
+  first = f"{facts['parameters']:,} parameters as {dtype}"
+  report(facts, "\n".join([first, *notes]) + written([Path(out)]), as_json=as_json)
+
+
+def _form(source: str) -> str:
+  """workdir, ours, release or name."""
+  path = Path(source)
+  if path.is_dir():
+    return "workdir"
+  if not path.exists() and source in releases.names():
+    return "name"
+  if not path.is_file():
+    raise InputError(
+      f"there is no {source!r}: give a training run's folder, a checkpoint, a weights file, or one "
+      f"of {', '.join(releases.names())}"
+    )
+  if path.suffix in (".pt", ".pth") or torch_file.is_torch_file(path):
+    return "release"
+  return "ours" if weights_file.is_ours(path) else "release"
+
+
+def _from_workdir(source: str, out: str, dtype: str) -> tuple[dict[str, Any], list[str]]:
+  from cwm_jax import checkpoint
+
+  with warnings.catch_warnings():
+    # Orbax warns that the devices of the run are unknown here; nothing is put on devices.
+    warnings.simplefilter("ignore")
+    params, config = checkpoint.load_params(source)
+  # How attention was computed there says nothing about the machine that will read the file.
+  if isinstance(config.get("model"), dict):
+    config["model"]["attention_impl"] = ""
+  weights_file.check_fit(params, config, where=f"workdir {source}")
+  weights_file.save(out, params, config, dtype=dtype)
+  return {"parameters": _count(weights_file.flatten(params))}, []
+
+
+def _to_release(source: str, out: str, dtype: str) -> tuple[dict[str, Any], list[str]]:
+  state = convert.to_state(source)
+  convert.write_state(out, state, dtype=dtype)
+  return {"parameters": _count(state)}, [f"in the release's layout, {len(state)} tensors"]
+
+
+def _from_release(
+  made: convert.Converted, out: str, dtype: str
+) -> tuple[dict[str, Any], list[str]]:
+  weights_file.save(out, made.params, made.config, extra=made.extra, dtype=dtype)
+  model = made.config["model"]
+  facts = {
+    "parameters": _count(weights_file.flatten(made.params)),
+    "model": model,
+    "overlaid": list(made.overlaid),
+    "skipped": made.skipped,
+  }
+  sides = f"{model['image_hw'][0]} x {model['image_hw'][1]}"
+  heads = f"{model['encoder_heads']} and {model['decoder_heads']} heads"
+  assumed = f"taken as a model for {sides} pixels with {heads} (--like, --heads say otherwise)"
+  return facts, [assumed, *made.notes]
+
+
+def _count(arrays: dict[str, Any]) -> int:
+  return sum(int(np.size(array)) for array in arrays.values())
