@@ -1,8 +1,19 @@
-r"""TAP-Vid clips in the folder form, protocols First and CFG, weights beside classical trackers.
+r"""TAP-Vid clips, weights beside classical trackers.
 
 python -m cwm_jax.main --config configs/eval_tapvid.py --workdir /tmp/tapvid \
-  --config.evaluate.tapvid=DIR
-The classical ones need the extra `baselines`. `:runlocal` leaves them out and takes one mask.
+  --config.evaluate.tapvid=PATH
+PATH is a folder of clip folders, one of TAP-Vid's .pkl files, or a folder of its shards;
+cwm_jax/data/tapvid_pickles.py says where to obtain them. The classical trackers need the extra
+`baselines`. Arguments:
+
+  (none)    protocols First and CFG-5
+  strided   TAP-Vid's query-strided protocol
+  release   the public Opt-CWM evaluation's settings and conventions: First and CFG-5, 10 masks, 4
+            rounds of zoom, whole pixels
+  runlocal  one mask and zero motion alone
+
+A run that is killed goes on, clip by clip, with the same command. With --distributed, and with
+several devices, the clips are shared out.
 """
 
 from __future__ import annotations
@@ -17,6 +28,14 @@ def get_config(arg: str = "") -> ConfigDict:
   c.job = "evaluate"
   c.evaluate.trackers = ("mm10", "zero", "phase", "dis", "farneback", "lk")
   c.evaluate.trackers += ("dis_chain", "farneback_chain", "lk_chain")
-  if arg == "runlocal":
+  if arg == "strided":
+    c.evaluate.protocols = ("strided",)
+  elif arg == "release":
+    c.evaluate.trackers = ("mm10", "zero")
+    c.evaluate.protocols = ("release_first", "release_cfg")
+    c.evaluate.update(zoom=4, readout="argmax", order="release", average="release")
+  elif arg == "runlocal":
     c.evaluate.trackers = ("mm1", "zero")
+  elif arg:
+    raise ValueError(f"eval_tapvid takes strided, release or runlocal, not {arg!r}")
   return c

@@ -1,11 +1,13 @@
 """The evaluation job: the trackers a config names, on the data it names, as one table a data set.
 
 What is done is kept in WORKDIR/results.json, and TAP-Vid's answers clip by clip beside it, so that
-an interrupted evaluation goes on where it was.
+an interrupted evaluation goes on where it was. With several processes the clips are split between
+them; the other data sets are small and measured by each of them, and the first one writes.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -14,22 +16,20 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from cwm_jax import writers
 from cwm_jax.data import tapvid_pickles
-from cwm_jax.evals import flow, tapvid, trackers
+from cwm_jax.evals import flow, prediction, spread, tapvid_job, tapvid_report, trackers
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
 RESULTS = "results.json"
 _LOG = logging.getLogger(__name__)
-# Columns of a table: (heading, name of the number, whether it is a fraction).
-_POINTS = (
-  ("AD px", "average_distance", False),
-  ("MD px", "median_distance", False),
-  ("delta %", "delta_avg", True),
-)
+_POINTS = tapvid_report.COLUMNS[:3]
 _SCENES = (
   *_POINTS,
   ("MD/zero", "median_ratio", False),
@@ -39,10 +39,27 @@ _SCENES = (
 )
 _TAPVID = (
   *((head, f"pooled/{name}", fraction) for head, name, fraction in _POINTS),
-  ("AJ %", "mean/average_jaccard", True),
-  ("OA %", "mean/occlusion_accuracy", True),
-  ("OF1 %", "mean/occlusion_f1", True),
+  *((f"{head} (mean)", f"mean/{name}", part) for head, name, part in tapvid_report.COLUMNS),
+  ("left out", "num_skipped", False),
 )
+_PREDICTION = (
+  ("loss", "loss", False),
+  ("copying's", "copy/loss", False),
+  ("ratio", "loss_ratio", False),
+  ("PSNR dB", "psnr", False),
+  ("copying's dB", "copy/psnr", False),
+)
+# What is evaluated may grow from one run to the next; how may not change.
+_MAY_GROW = ("trackers", "protocols", "tapvid", "flow_pairs", "scenes", "prediction", "overlays")
+
+
+class _Job(NamedTuple):
+  """A data set: its table's columns, its rows, what measures a row, and pictures of all rows."""
+
+  columns: Iterable[tuple[str, str, bool]]
+  rows: tuple[str, ...]
+  measure: Callable[[str], dict[str, float]]
+  figures: Callable[[tuple[str, ...]], dict[str, np.ndarray]] = lambda rows: {}
 
 
 def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dict[str, float]]]:
@@ -50,7 +67,7 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dic
 
   Args:
     config: see `configs/base.py`, section `evaluate`.
-    workdir: for results.json, answers and metrics.
+    workdir: for results.json, answers, reports and metrics.
 
   Returns:
     {data set: {tracker: {number: value}}}; fractions as fractions.
@@ -63,27 +80,27 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dic
   workdir = Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   jobs = _jobs(settings, workdir)
-  if not jobs or not settings.trackers:
-    raise InputError("nothing to evaluate: set evaluate.trackers, and scenes, tapvid or flow_pairs")
+  if not any(job.rows for job in jobs.values()):
+    raise InputError(
+      "nothing to evaluate: set evaluate.trackers, and scenes, tapvid, flow_pairs or prediction"
+    )
   stored = _Stored(workdir / RESULTS, settings.to_dict())
-  writer = writers.create(workdir)
-  built: dict[str, Any] = {}
-  for data_set, (columns, measure) in jobs.items():
-    for step, name in enumerate(settings.trackers):
+  writer = writers.create(workdir, just_logging=jax.process_index() > 0)
+  for data_set, job in jobs.items():
+    for step, name in enumerate(job.rows):
       if name in stored.numbers.get(data_set, {}):
         continue
-      if name not in built:
-        built[name] = _build_tracker(name, settings)
       _LOG.info("%s: %s", data_set, name)
       started = time.monotonic()
-      numbers = dict(measure(name, built[name]))
+      numbers = job.measure(name)
       numbers["seconds"] = time.monotonic() - started
       stored.add(data_set, name, numbers)
       known = {k: v for k, v in numbers.items() if not math.isnan(v)}
       writer.write_scalars(step, {f"{data_set}/{name}/{k}": v for k, v in known.items()})
-    print(
-      f"\n{data_set}\n{table(stored.numbers[data_set], columns, settings.trackers)}", flush=True
-    )
+    if jax.process_index() == 0:
+      pictures = {name: picture[None] for name, picture in job.figures(job.rows).items()}
+      writer.write_images(len(job.rows), pictures)
+      print(f"\n{data_set}\n{table(stored.numbers[data_set], job.columns, job.rows)}", flush=True)
   writer.flush()
   writer.close()
   return stored.numbers
@@ -94,90 +111,124 @@ def table(
   columns: Iterable[tuple[str, str, bool]],
   order: Iterable[str],
 ) -> str:
-  """Rows of numbers as aligned text; fractions in percent, "-" for what is not known."""
+  """A data set's rows and how long they took; see `tapvid_report.table`."""
   columns = [*columns, ("seconds", "seconds", False)]
-  width = max(len("tracker"), *(len(name) for name in rows))
-  lines = ["  ".join(["tracker".ljust(width), *(f"{head:>12}" for head, _, _ in columns)])]
-  for name in order:
-    cells = []
-    for _, key, fraction in columns:
-      value = rows[name].get(key, math.nan) * (100 if fraction else 1)
-      cells.append(f"{'-' if math.isnan(value) else f'{value:.2f}':>12}")
-    lines.append("  ".join([name.ljust(width), *cells]))
-  return "\n".join(lines)
+  return tapvid_report.table({name: rows[name] for name in order}, columns)
 
 
 class _Stored:
-  """results.json: the settings it was made with and {data set: {tracker: numbers}}."""
+  """results.json: the settings it was made with and {data set: {tracker: numbers}}.
+
+  The first process reads and writes the file; all processes hold the same numbers.
+  """
 
   def __init__(self, path: Path, settings: dict[str, Any]):
     self._path = path
-    # What is evaluated may grow from one run to the next; how may not change.
-    how = {k: v for k, v in settings.items() if k not in ("trackers", "tapvid", "flow_pairs")}
-    self._settings = json.loads(json.dumps(how))
-    self.numbers: dict[str, dict[str, dict[str, float]]] = {}
-    if path.is_file():
-      try:
-        found = json.loads(path.read_text())
-        self.numbers, settings = found["numbers"], found["settings"]
-      except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged; delete it or take another --workdir") from error
-      changed = [k for k in self._settings if settings.get(k) != self._settings[k]]
-      if changed:
-        raise InputError(
-          f"{path} holds results with other settings ({', '.join(changed)}); take another --workdir"
-        )
+    self._settings = json.loads(json.dumps(settings))
+    found = json.loads(spread.of_first_process(json.dumps(self._read()).encode()))
+    if "error" in found:
+      raise InputError(found["error"])
+    self.numbers: dict[str, dict[str, dict[str, float]]] = found["numbers"]
+    self._write()
 
   def add(self, data_set: str, tracker: str, numbers: dict[str, float]) -> None:
     self.numbers.setdefault(data_set, {})[tracker] = numbers
+    self._write()
+
+  def _read(self) -> dict[str, Any]:
+    if not self._path.is_file():
+      return {"numbers": {}}
+    try:
+      found = json.loads(self._path.read_text())
+      settings = found["settings"]
+      numbers = {name: dict(rows) for name, rows in found["numbers"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+      return {"error": f"{self._path} is damaged; delete it or take another --workdir"}
+    changed = [k for k in settings if settings[k] != self._settings.get(k) and k not in _MAY_GROW]
+    changed += [k for k in self._settings if k not in settings and k not in _MAY_GROW]
+    # A folder may be added to those evaluated, but answers about one are not those about another.
+    for key in ("tapvid", "flow_pairs"):
+      if settings.get(key) and self._settings[key] and settings[key] != self._settings[key]:
+        changed.append(key)
+    if changed:
+      return {
+        "error": f"{self._path} holds results with other settings ({', '.join(changed)}); "
+        "take another --workdir"
+      }
+    for key in ("tapvid", "flow_pairs"):
+      self._settings[key] = self._settings[key] or settings.get(key, "")
+    return {"numbers": numbers}
+
+  def _write(self) -> None:
+    if jax.process_index() > 0:
+      return
     partial = self._path.with_suffix(".partial")
     content = {"settings": self._settings, "numbers": self.numbers}
     partial.write_text(json.dumps(content, indent=1))
     os.replace(partial, self._path)
 
 
-def _jobs(settings: Any, workdir: Path) -> dict[str, tuple[Any, Callable[[str, Any], Iterable]]]:
-  """{data set: (columns of its table, what measures a tracker on it)}."""
-  jobs: dict[str, tuple[Any, Callable[[str, Any], Iterable]]] = {}
+def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
+  """{data set: how it is evaluated}."""
+  jobs = {}
+  rows = tuple(settings.trackers)
+  built = functools.cache(lambda name: _build_trackers(name, settings))
   if settings.scenes:
     # Drawn once for all trackers; 0.4 MB a scene.
-    questions: list[flow.FlowQuestions] = []
+    questions = functools.cache(lambda: list(flow.scene_questions(limit=settings.scenes)))
 
-    def on_scenes(name, tracker):
-      if not questions:
-        questions.extend(flow.scene_questions(limit=settings.scenes))
-      return flow.FlowEvaluator(tracker, questions, honesty=settings.honesty).run()
+    def on_scenes(name):
+      evaluator = flow.FlowEvaluator(built(name)[0], questions(), honesty=settings.honesty)
+      return dict(evaluator.run())
 
-    jobs[f"scenes-test-v1[{settings.scenes}]"] = (_SCENES, on_scenes)
+    jobs[f"scenes-test-v1[{settings.scenes}]"] = _Job(_SCENES, rows, on_scenes)
   if settings.flow_pairs:
 
-    def on_pairs(name, tracker):
+    def on_pairs(name):
       everything = [pair for _, pair in flow.flow_pair_questions(settings.flow_pairs)]
-      return flow.FlowEvaluator(tracker, everything, honesty=False).run()
+      return dict(flow.FlowEvaluator(built(name)[0], everything, honesty=False).run())
 
-    jobs["flow_pairs"] = (_SCENES[:-2], on_pairs)
+    jobs["flow_pairs"] = _Job(_SCENES[:-2], rows, on_pairs)
+  clips = tapvid_pickles.open_clips(settings.tapvid) if settings.tapvid else None
   for protocol in settings.protocols if settings.tapvid else ():
-    title = protocol if protocol == "first" else f"{protocol}-{settings.frame_gap}"
+    job = tapvid_job.TapVidJob(
+      clips,
+      workdir,
+      protocol=protocol,
+      frame_gap=settings.frame_gap,
+      query_stride=settings.query_stride,
+      resolution=settings.resolution,
+      overlays=settings.overlays,
+    )
 
-    def on_clips(name, tracker, protocol=protocol, title=title):
-      return tapvid.TapVidEvaluator(
-        tracker,
-        tapvid_pickles.open_clips(settings.tapvid),
-        protocol=protocol,
-        frame_gap=settings.frame_gap,
-        kept=workdir / "answers" / title / name,
-      ).run()
+    def on_clips(name, job=job):
+      return job.measure(name, built(name))
 
-    jobs[f"tapvid/{title}"] = (_TAPVID, on_clips)
+    jobs[f"tapvid/{job.title}"] = _Job(_TAPVID, rows, on_clips, job.figures)
+  if settings.prediction:
+
+    def on_frames(_):
+      return dict(
+        prediction.of_weights(
+          settings.weights or None,
+          num_scenes=settings.prediction,
+          mask_ratio=settings.mask_ratio or None,
+          seed=settings.masks_seed,
+        )
+      )
+
+    title = f"prediction[{settings.prediction}]"
+    jobs[title] = _Job(_PREDICTION, ("predictor",), on_frames)
   return jobs
 
 
-def _build_tracker(name: str, settings: Any) -> Any:
-  """A tracker by name: mm<N> is the weights' with N masks, anything else a baseline."""
+def _build_trackers(name: str, settings: Any) -> list[Any]:
+  """A tracker by name, one a worker: mm<N> is the weights' with N masks, others are baselines."""
   masks = re.fullmatch(r"mm(\d+)", name)
   if not masks:
-    return trackers.build(name)
-  return Tracker.load(
+    return [trackers.build(name)]
+  load = functools.partial(
+    Tracker.load,
     settings.weights or None,
     num_masks=int(masks[1]),
     mask_ratio=settings.mask_ratio or None,
@@ -190,6 +241,7 @@ def _build_tracker(name: str, settings: Any) -> Any:
     order=settings.order,
     average=settings.average,
   )
+  return spread.one_each(load)
 
 
 def _mark(settings: Any) -> dict[str, Any] | None:

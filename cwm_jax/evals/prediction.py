@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from cwm_jax import geometry
 from cwm_jax.counterfactual import masks as masks_lib
-from cwm_jax.types import InputError
+from cwm_jax.evals import scenes
+from cwm_jax.types import InputError, Prediction
 
 
 class PredictionEvaluator:
@@ -68,6 +69,45 @@ class PredictionEvaluator:
     yield "copy/loss", float(copied)
     yield "copy/psnr", float(-10 * np.log10(max(copied_squared, 1e-12)))
     yield "loss_ratio", float(loss / copied) if copied else float("nan")
+
+
+def of_weights(
+  path: str | None, *, num_scenes: int, mask_ratio: float | None = None, seed: int = 0
+) -> Iterator[tuple[str, float]]:
+  """How well a weights file's predictor fills in frame 2 of the first scenes of scenes-test-v1.
+
+  Args:
+    path: a weights file; None takes the one in the package.
+    mask_ratio: None takes what the weights were trained with.
+    seed: of the masks.
+
+  Yields: as `PredictionEvaluator.run`.
+
+  Raises:
+    InputError: no such file, or one that is not a weights file.
+  """
+  from cwm_jax import models
+  from cwm_jax.pretrained import weights
+
+  path = weights.shipped() if path is None else path
+  params, config = weights.load(path)
+  weights.check_fit(params, config, where=f"weights file {path}")
+  settings = config["model"]
+  (h, w), patch = settings["image_hw"], settings["patch"]
+  ratio = settings["mask_ratio"] if mask_ratio is None else mask_ratio
+  grid_hw = (h // patch, w // patch)
+  num_visible = grid_hw[0] * grid_hw[1] + masks_lib.num_visible_patches(grid_hw, ratio)
+  model = models.build(settings)
+
+  def predict(params: Any, frames: Any, mask: Any) -> Prediction:
+    return model.apply({"params": params}, frames, mask, num_visible=num_visible)
+
+  pairs = (
+    np.asarray(geometry.resize(jnp.asarray(p.frames) / 255.0, (h, w), antialias=True))
+    for p in scenes.scenes_test_v1(limit=num_scenes, at_a_time=min(num_scenes, 10))
+  )
+  predict_fn = Partial(predict, jax.tree.map(jnp.asarray, params))
+  yield from PredictionEvaluator(predict_fn, pairs, patch=patch, mask_ratio=ratio, seed=seed).run()
 
 
 @partial(jax.jit, static_argnames=("patch", "mask_ratio"))

@@ -107,19 +107,23 @@ def compare(answers: ClipAnswers, protocol: Protocol) -> tapvid_metrics.Answers:
   return compared
 
 
-def track_errors(answers: ClipAnswers, protocol: Protocol) -> np.ndarray:
-  """float64 [Q]: the mean distance of each track, pixels at 256 x 256; NaN without a visible frame.
+def track_errors(answers: ClipAnswers, protocol: Protocol, *, least: int = 1) -> np.ndarray:
+  """float64 [Q]: the mean distance of each track, pixels at 256 x 256.
 
   The query's own frame does not count.
+
+  Args:
+    least: a track that is visible in fewer frames has no error but NaN.
   """
-  errors = np.full(len(answers.point), np.nan)
-  for row in range(len(errors)):
-    one = ClipAnswers(*(v if v is answers.size_hw else v[row : row + 1] for v in answers))
-    compared = compare(one, protocol)
-    counts = ~compared.gt_occluded & ~compared.at_query
-    if counts.any():
-      errors[row] = compared.distance[counts].mean()
-  return errors
+  size_hw = tuple(answers.size_hw.tolist())
+  found_xy = answers.tracks_xy - (0.5 if protocol.bare_indices else 0.0)
+  away_xy = tapvid_metrics.to_raster(found_xy - answers.truth_xy, size_hw)
+  from_query = answers.frames - answers.start[:, None]
+  asked = from_query != 0 if protocol.queries == "strided" else from_query > 0
+  counts = asked & ~answers.truth_occluded
+  total = np.where(counts, np.linalg.norm(away_xy, axis=-1), 0.0).sum(axis=1)
+  number = counts.sum(axis=1)
+  return np.where(number >= max(1, least), total / np.maximum(number, 1), np.nan)
 
 
 def save(path: Path, answers: ClipAnswers) -> None:

@@ -1,25 +1,12 @@
+import threading
+
 import numpy as np
 import pytest
-from PIL import Image
+from tapvid_clips import write_clip
 
 from cwm_jax.data.tapvid import ClipFolders
 from cwm_jax.evals import tapvid, trackers
 from cwm_jax.types import InputError, PointFlow, Tracks
-
-
-def _write_clip(folder, *, frames=7, hw=(64, 128), points=3, seed=0):
-  """Points that all move 4 px right (of 128) a frame, one of them hidden in two frames."""
-  rng = np.random.default_rng(seed)
-  (folder / "video").mkdir(parents=True)
-  for t in range(frames):
-    pixels = rng.integers(0, 256, (*hw, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "video" / f"{t:03}.png")
-  start = rng.uniform([5, 5], [60, 60], (points, 2))
-  points_xy = (start[:, None] + np.arange(frames)[:, None] * [4.0, 0.0]).astype(np.float32)
-  occluded = np.zeros((points, frames), bool)
-  occluded[0, :2] = True
-  np.savez(folder / "points.npz", points_xy=points_xy, occluded=occluded, hw=np.array(hw))
-  return points_xy
 
 
 class _Oracle:
@@ -44,8 +31,8 @@ class _Oracle:
 
 @pytest.mark.parametrize("protocol, gap", [("first", 1), ("cfg", 3)])
 def test_a_perfect_tracker_has_perfect_numbers(tmp_path, protocol, gap):
-  _write_clip(tmp_path / "a")
-  _write_clip(tmp_path / "b", seed=1)
+  write_clip(tmp_path / "a")
+  write_clip(tmp_path / "b", seed=1)
   clips = ClipFolders(tmp_path)
   got = dict(tapvid.TapVidEvaluator(_Oracle(gap), clips, protocol=protocol, frame_gap=gap).run())
   for group in ("a", "b", "mean", "pooled"):
@@ -57,7 +44,7 @@ def test_a_perfect_tracker_has_perfect_numbers(tmp_path, protocol, gap):
 
 
 def test_errors_are_measured_at_256_by_256(tmp_path):
-  _write_clip(tmp_path / "a")
+  write_clip(tmp_path / "a")
   got = dict(tapvid.TapVidEvaluator(_Oracle(error=0.75), ClipFolders(tmp_path)).run())
   # 0.75 of 64 rows are 3 of 256.
   assert got["pooled/average_distance"] == pytest.approx(3.0, abs=1e-5)
@@ -65,7 +52,7 @@ def test_errors_are_measured_at_256_by_256(tmp_path):
 
 
 def test_zero_motion_is_wrong_by_the_motion(tmp_path):
-  _write_clip(tmp_path / "a", points=1)
+  write_clip(tmp_path / "a", points=1)
   clips = ClipFolders(tmp_path)
   evaluator = tapvid.TapVidEvaluator(trackers.ZeroMotion(), clips, protocol="cfg", frame_gap=2)
   # Two frames of 4 px of 128 columns are 16 px of 256.
@@ -73,8 +60,8 @@ def test_zero_motion_is_wrong_by_the_motion(tmp_path):
 
 
 def test_clips_that_are_done_are_not_asked_about_again(tmp_path):
-  _write_clip(tmp_path / "data" / "a")
-  _write_clip(tmp_path / "data" / "b", seed=1)
+  write_clip(tmp_path / "data" / "a")
+  write_clip(tmp_path / "data" / "b", seed=1)
   oracle, seen = _Oracle(error=0.5), []
   make = lambda: tapvid.TapVidEvaluator(  # noqa: E731
     oracle,
@@ -89,9 +76,97 @@ def test_clips_that_are_done_are_not_asked_about_again(tmp_path):
 
 
 def test_an_unknown_protocol_is_refused(tmp_path):
-  _write_clip(tmp_path / "a")
+  write_clip(tmp_path / "a")
   with pytest.raises(InputError, match="protocol"):
     tapvid.TapVidEvaluator(_Oracle(), ClipFolders(tmp_path), protocol="last")
+
+
+def test_broken_clips_are_left_out_counted_and_named_once(tmp_path, caplog):
+  for name in ("a", "b", "c"):
+    write_clip(tmp_path / name)
+  (tmp_path / "b" / "video" / "003.png").write_bytes(b"nothing")
+  evaluator = tapvid.TapVidEvaluator(_Oracle(error=0.5), ClipFolders(tmp_path))
+  got = dict(evaluator.run())
+  assert (got["num_clips"], got["num_skipped"]) == (2.0, 1.0)
+  assert "b/average_distance" not in got and got["c/average_distance"] > 0
+  assert "003.png" in evaluator.skipped["b"]
+  assert sum("003.png" in record.message for record in caplog.records) == 1
+
+
+def test_a_set_of_broken_clips_only_is_refused(tmp_path):
+  write_clip(tmp_path / "a")
+  (tmp_path / "a" / "video" / "003.png").write_bytes(b"nothing")
+  with pytest.raises(InputError, match="none of the 1 clips can be used.*003.png"):
+    dict(tapvid.TapVidEvaluator(_Oracle(), ClipFolders(tmp_path)).run())
+
+
+def test_a_tracker_sees_the_clip_at_the_resolution_and_numbers_do_not_depend_on_it(tmp_path):
+  write_clip(tmp_path / "a")
+  asked = []
+
+  class Halved(_Oracle):
+    def track(self, video, queries, *, mode="query"):
+      asked.append(video.shape)
+      later = np.arange(len(video))[None] - queries[:, :1]
+      xy = queries[:, None, :0:-1] + later[..., None] * [2.0, 0.0] + [0.0, 0.5]
+      return Tracks(xy, later >= 0, (later >= 0) * 1.0)
+
+  clips = ClipFolders(tmp_path)
+  half = dict(tapvid.TapVidEvaluator(Halved(), clips, resolution="32x64").run())
+  assert asked == [(7, 32, 64, 3)]
+  whole = dict(tapvid.TapVidEvaluator(_Oracle(error=1.0), clips).run())
+  assert half["mean/average_distance"] == pytest.approx(4.0, abs=1e-4)
+  np.testing.assert_allclose(list(half.values()), list(whole.values()), atol=1e-4)
+  with pytest.raises(InputError, match="resolution"):
+    tapvid.TapVidEvaluator(_Oracle(), clips, resolution="half")
+
+
+def test_several_trackers_share_the_clips_and_none_has_two_at_a_time(tmp_path):
+  for seed in range(5):
+    write_clip(tmp_path / f"{seed}", seed=seed)
+  together = threading.Barrier(2, timeout=20)
+
+  class Busy(_Oracle):
+    busy = False
+
+    def track(self, video, queries, *, mode="query"):
+      assert not self.busy
+      self.busy = True
+      if not self.calls:
+        together.wait()  # passes only when both are at work
+      tracks = super().track(video, queries, mode=mode)
+      self.busy = False
+      return tracks
+
+  clips, both = ClipFolders(tmp_path), [Busy(error=0.5), Busy(error=0.5)]
+  got = dict(tapvid.TapVidEvaluator(both, clips).run())
+  assert sum(tracker.calls for tracker in both) == 5
+  alone = dict(tapvid.TapVidEvaluator(_Oracle(error=0.5), clips).run())
+  np.testing.assert_equal(got, alone)
+
+
+def test_kept_answers_have_the_project_s_form_of_tracks(tmp_path):
+  points_xy = write_clip(tmp_path / "data" / "a")
+  clips = ClipFolders(tmp_path / "data")
+  dict(tapvid.TapVidEvaluator(_Oracle(), clips, kept=tmp_path / "out").run())
+  with np.load(tmp_path / "out" / "a.npz") as file:
+    kept = {name: file[name] for name in file.files}
+  assert kept["tracks_xy"].shape == (3, 7, 2) and kept["occluded"].dtype == bool
+  assert kept["size_hw"].tolist() == [64, 128] and kept["confidence"].shape == (3, 7)
+  np.testing.assert_allclose(kept["tracks_xy"][1], points_xy[1], atol=1e-4)
+  np.testing.assert_allclose(kept["queries_tyx"][0], [2, *points_xy[0, 2, ::-1]])
+  assert kept["occluded"][0].tolist() == [True, True] + [False] * 5
+
+
+def test_a_damaged_file_of_answers_is_made_again(tmp_path):
+  write_clip(tmp_path / "data" / "a")
+  oracle, clips = _Oracle(), ClipFolders(tmp_path / "data")
+  make = lambda: tapvid.TapVidEvaluator(oracle, clips, kept=tmp_path / "out")  # noqa: E731
+  whole = dict(make().run())
+  path = tmp_path / "out" / "a.npz"
+  path.write_bytes(path.read_bytes()[:200])
+  np.testing.assert_equal(dict(make().run()), whole)
+  assert oracle.calls == 2
 
 
 def test_real_clips_are_measured(cwm_data):

@@ -1,0 +1,110 @@
+"""One process of one device, or two of two: the same numbers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_job
+from tapvid_clips import write_clip
+
+from cwm_jax import evaluate
+from cwm_jax.configs import eval_tapvid
+from cwm_jax.evals import trackers
+
+SCRIPT = """
+import json, sys
+import jax
+
+rank, port, workdir, settings = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+assert jax.process_count() == 2 and jax.local_device_count() == 2
+from cwm_jax import evaluate
+from cwm_jax.configs import eval_tapvid
+from cwm_jax.evals import trackers
+
+class Toy(trackers.PairTracker):
+  # Says that everything moves right, by a number that lies on the device that built it.
+
+  def __init__(self):
+    super().__init__()
+    self._step = jax.numpy.ones(()) * 2
+
+  def flow(self, frame1, frame2, points):
+    step = self._step + 1
+    used.update(step.devices())
+    return trackers.ZeroMotion().flow(frame1, frame2, points + [float(step), 0])
+
+used = set()
+evaluate.Tracker.load = lambda path, **settings: Toy()
+config = eval_tapvid.get_config()
+for key in ("trackers", "protocols"):
+  settings[key] = tuple(settings[key])
+config.evaluate.update(settings)
+numbers = evaluate.run(config, f"{workdir}/{rank}")
+# What is done is not done again, even where a process cannot see the first one's files.
+assert set(evaluate.run(config, f"{workdir}/{rank}")["tapvid/first"]) == {"mm2", "zero"}
+# Two clips are this process's first; they keep both of its devices at work.
+assert used == set(jax.local_devices())
+print("NUMBERS" + json.dumps(numbers))
+"""
+
+
+@pytest.fixture
+def settings(tmp_path):
+  """Six clips, one of them broken; the `evaluate` section that names them."""
+  for i in range(6):
+    write_clip(tmp_path / "clips" / f"clip{i}", frames=3 + i % 2, hw=(24, 32), points=2, seed=i)
+  (tmp_path / "clips" / "clip3" / "video" / "001.png").unlink()
+  clips = str(tmp_path / "clips")
+  return dict(tapvid=clips, trackers=("mm2", "zero"), protocols=("first",), overlays=1)
+
+
+class _Toy(trackers.PairTracker):
+  def flow(self, frame1, frame2, points):
+    return trackers.ZeroMotion().flow(frame1, frame2, points + [3.0, 0.0])
+
+
+def test_two_processes_of_two_devices_find_what_one_finds(tmp_path, settings, monkeypatch):
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = str(probe.getsockname()[1])
+  arguments = [port, str(tmp_path), json.dumps(settings)]
+  environment = tiny_job.environment(XLA_FLAGS="--xla_force_host_platform_device_count=2")
+  ways = dict(cwd=tiny_job.ROOT, env=environment, text=True)
+  ways |= dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  both = [
+    subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), *arguments], **ways)
+    for rank in (0, 1)
+  ]
+  try:
+    said = [process.communicate(timeout=150) for process in both]
+  finally:
+    for process in both:
+      process.kill()
+  found = []
+  for process, (out, err) in zip(both, said):
+    assert process.returncode == 0, err[-3000:]
+    found.append(json.loads(out.partition("NUMBERS")[2]))
+  config = eval_tapvid.get_config()
+  config.evaluate.update(settings)
+  monkeypatch.setattr(evaluate.Tracker, "load", lambda path, **_: _Toy())
+  alone = evaluate.run(config, tmp_path / "alone")
+  for numbers in found:
+    for tracker, want in alone["tapvid/first"].items():
+      got = numbers["tapvid/first"][tracker]
+      assert got["num_clips"] == 5 and got["num_skipped"] == 1
+      for name in set(want) - {"seconds"}:
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-6, err_msg=name)
+  # Each kept its own clips, and the first one alone reports.
+  kept = [
+    {path.stem for path in (tmp_path / str(rank) / "answers" / "first" / "mm2").glob("*.npz")}
+    for rank in (0, 1)
+  ]
+  assert kept == [{"clip0", "clip2", "clip4"}, {"clip1", "clip5"}]
+  assert "(mean)" in (tmp_path / "0" / "tapvid" / "first" / "mm2" / "clips.txt").read_text()
+  assert not (tmp_path / "1" / "tapvid").exists()
