@@ -1,12 +1,15 @@
 import json
 
+import command_line
 import numpy as np
 import pytest
+import tiny_model
 from PIL import Image
 
 from cwm_jax import evaluate
-from cwm_jax.configs import eval_scenes, eval_tapvid
-from cwm_jax.evals import flow, trackers
+from cwm_jax.configs import base, eval_scenes, eval_tapvid
+from cwm_jax.evals import flow, scenes, trackers
+from cwm_jax.pretrained import weights
 from cwm_jax.types import InputError
 
 
@@ -94,3 +97,42 @@ def test_scenes_are_evaluated_with_the_honesty_test(tmp_path, capsys, monkeypatc
   assert numbers["zero"]["median_ratio"] == 1.0
   assert asked == [20]
   assert "exchanged MD" in capsys.readouterr().out
+
+
+def test_the_weights_prediction_of_frame_2_is_measured_beside_copying(
+  tmp_path, monkeypatch, capsys
+):
+  model = {"model": tiny_model.config()}
+  path = weights.save(tmp_path / "tiny.safetensors", command_line.random_params(model), model)
+  frames = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), dtype=np.uint8)
+  asked = []
+
+  def drawn(*, limit, at_a_time):
+    asked.append(limit)
+    points = np.zeros((2, 4, 2), np.float32)
+    yield scenes.ScenePairs(frames, points, points, np.zeros((2, 4), bool))
+
+  monkeypatch.setattr(scenes, "scenes_test_v1", drawn)
+  c = base.get_config()
+  c.evaluate.update(weights=str(path), prediction=2)
+  (numbers,) = evaluate.run(c, tmp_path / "out").values()
+  got = numbers["predictor"]
+  assert asked == [2] and got["loss"] > 0
+  assert got["loss_ratio"] == pytest.approx(got["loss"] / got["copy/loss"])
+  # Noise at half its size, in another frame: copying is bad, and random weights are no better.
+  assert 5 < got["copy/psnr"] < 20 and 0 < got["psnr"] < 20
+  printed = capsys.readouterr().out
+  assert "prediction[2]" in printed and f"{got['copy/psnr']:.2f}" in printed
+
+
+@pytest.mark.parametrize(
+  "argument, protocols", [("", ("first", "cfg")), ("strided", ("strided",)), ("runlocal", None)]
+)
+def test_the_config_s_arguments_choose_protocols_and_trackers(argument, protocols):
+  c = eval_tapvid.get_config(argument).evaluate
+  assert c.protocols == (protocols or ("first", "cfg"))
+  assert ("dis" in c.trackers) is (argument != "runlocal")
+  released = eval_tapvid.get_config("release").evaluate
+  assert released.protocols == ("release_first", "release_cfg") and released.zoom == 4
+  with pytest.raises(ValueError, match="strided, release or runlocal"):
+    eval_tapvid.get_config("other")
