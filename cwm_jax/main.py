@@ -97,7 +97,10 @@ def _parse(argv: list[str]) -> list[str]:
     named = re.search(r"--config[= ](\S+)", " ".join(argv))
     _fail(f"--config: there is no file {named[1].partition(':')[0] if named else ''}", 2)
   except (flags.Error, TypeError, ValueError, ImportError) as error:
-    _fail(str(error).strip().splitlines()[0], 2)
+    # What a config file raises comes as a traceback, its sentence last.
+    lines = str(error).strip().splitlines()
+    raised = "Traceback (most recent call last):" in lines
+    _fail(lines[-1].partition(": ")[2] or lines[-1] if raised else lines[0], 2)
 
 
 def _about_key(argv: list[str], error: Exception) -> str:

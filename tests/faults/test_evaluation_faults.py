@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,3 +87,13 @@ def test_answers_left_by_a_stopped_run_are_not_taken_for_those_of_other_settings
       evaluate.run(config, tmp_path / "run")
     config.evaluate[key] = kept
   assert evaluate.run(config, tmp_path / "run")["tapvid/first"]["zero"]["num_clips"] == 4
+
+
+def test_an_unknown_argument_of_a_config_is_told_in_its_own_sentence(tmp_path):
+  config = f"--config={tiny_job.ROOT / 'configs' / 'eval_tapvid.py'}:relase"
+  command = [sys.executable, "-m", "cwm_jax.main", config, f"--workdir={tmp_path}"]
+  done = subprocess.run(
+    command, capture_output=True, text=True, timeout=120, env=tiny_job.environment()
+  )
+  assert done.returncode == 2
+  assert done.stderr == "error: eval_tapvid takes strided, release or runlocal, not 'relase'\n"
