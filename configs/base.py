@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.job = "train"  # train | evaluate | label | prepare | study
+  c.job = "train"  # train | evaluate
   c.task = "pretrain"  # which file of cwm_jax/tasks
   c.seed = 0
   c.total = "1000 steps"  # steps, examples, epochs: how long to train; fixes the schedules
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
   d.batch_size = 64  # pairs a step, all devices and processes together
   d.num_workers = 0  # Grain worker processes in each process
   d.prefetch = 2  # batches made ahead
-  d.crop = "random"  # random | centre, of video frames
+  d.crop = "random"  # random | centre | none, of video frames
   d.flip = True  # mirror video pairs left to right at random
   d.epoch_examples = 0  # size of an epoch for "epochs" durations; 0 takes the sources' own
   # Sources of a mixture: a batch comes from one source, drawn by weight. Weight 0 is not opened.
@@ -80,14 +80,14 @@ def get_config() -> ConfigDict:
 
   c.checkpoint = k = ConfigDict()
   k.every = "1000 steps"
-  k.minutes = 10.0  # and at least this often
+  k.minutes = 10.0  # and at least this often; 0 saves every step
   k.keep = 2  # newest ones kept
   k.keep_every = 0  # and every so many steps for good; 0 never
 
   c.log = g = ConfigDict()
   g.every = "50 steps"
-  g.images_every = "1000 steps"  # pictures of predictions
-  g.eval_every = "1000 steps"  # read-out on held-out scenes
+  g.images_every = "1000 steps"  # pictures of predictions; "0 steps" only at the end
+  g.eval_every = "1000 steps"  # read-out on held-out scenes; "0 steps" only at the end
   g.eval_scenes = 64
   g.eval_masks = 4
   g.peak_tflops = 0.0  # of one device, for utilisation; 0 looks the device up
@@ -117,6 +117,6 @@ def get_config() -> ConfigDict:
   e.flow_pairs = ""  # folder of frame pairs with .flo truth
   e.prediction = 0  # on how many scenes of scenes-test-v1 the weights complete frame 2
 
-  c.profile_steps = 0
-  c.debug_nans = False
+  c.profile_steps = 0  # how many steps, from the third on, are traced for TensorBoard; 0 none
+  c.debug_nans = False  # stop where a NaN is made, slowly
   return c

@@ -195,12 +195,13 @@ def _draw(folder: Path, tracker, dense, clip: _Clip, tracks: Tracks, points_xy) 
   flow_xy = viz.spread(coarse_xy, at_xy, first.shape[:2])
   chosen = _telling_points(clip, tracks)
   stories = [tracker.explain(first, second, points_xy[point]) for point in chosen]
+  surest = int(np.argmax([story.mean.max() for story in stories]))
   truth_xy = [None if clip.truth is None else clip.truth.xy[i, clip.later] for i in chosen]
   return [
     viz.write_mp4(folder / "overlay.mp4", overlay, fps=clip.fps),
     viz.write_png(folder / "flow.png", _flow_page(clip, flow_xy, stride)),
     viz.write_png(folder / "heatmaps.png", _heat_page(clip, stories, truth_xy)),
-    viz.write_png(folder / "explanation.png", _story_page(clip, stories[0], truth_xy[0])),
+    viz.write_png(folder / "explanation.png", _story_page(clip, stories[surest], truth_xy[surest])),
   ]
 
 
@@ -285,20 +286,21 @@ def _answer(clip: _Clip, story: Explanation, truth_xy, longest: int = _PICTURE) 
 
 def _story_page(clip: _Clip, story: Explanation, truth_xy) -> np.ndarray:
   """One point's story: what the predictor is shown, what it says, where its two answers differ."""
-  size, later = 224, clip.later + 1
-  wide, small = 2 * size + viz.GAP, (4 * size - viz.GAP) // 5
+  size, later = 180, clip.later + 1
+  wide = (5 * size + 3 * viz.GAP) // 2
   top = float(story.responses.max())
   responses = [
     (f"5  4 minus 3, mask {i + 1}" if i == 0 else f"mask {i + 1}", heat)
     for i, heat in enumerate(story.responses[:10])
   ]
   strip = [
-    (label, commands.shown(viz.heat_colours(heat, top=top), small)) for label, heat in responses
+    (label, commands.shown(viz.heat_colours(heat, top=top), size)) for label, heat in responses
   ]
   return viz.page(
     [
       [
-        ("1  frame 1, the point marked", commands.shown(_bytes(story.marked), size)),
+        ("1  frame 1, the point in the ring", _ringed(clip, story, size)),
+        ("   the mark, near", _near_mark(clip, story, size)),
         (f"2  shown of frame {later}, mask 1", _seen_through(clip, story.masks[0], size)),
         (f"3  frame {later} predicted, no mark", commands.shown(_bytes(story.clean[0]), size)),
         (f"4  frame {later} predicted, marked", commands.shown(_bytes(story.counterfact[0]), size)),
@@ -312,6 +314,24 @@ def _story_page(clip: _Clip, story: Explanation, truth_xy) -> np.ndarray:
     title="One point, from question to answer",
     note=_legend(clip),
   )
+
+
+def _ringed(clip: _Clip, story: Explanation, size: int) -> np.ndarray:
+  """The marked frame 1 with a ring round the point, for the mark itself is small."""
+  picture = commands.shown(_bytes(story.marked), size)
+  at_xy = story.from_xy[None] * (picture.shape[1] / clip.frames.shape[2])
+  return viz.draw_points(
+    picture, at_xy, visible=np.zeros(1, bool), colours=[(64, 220, 255)], radius=9
+  )
+
+
+def _near_mark(clip: _Clip, story: Explanation, size: int) -> np.ndarray:
+  """A quarter of the marked frame 1 round the point, pixel by pixel."""
+  h, w = story.marked.shape[:2]
+  x, y = story.from_xy / np.array(clip.frames.shape[2:0:-1]) * (w, h)
+  top, left = (int(np.clip(at - side / 8, 0, side - side // 4)) for at, side in ((y, h), (x, w)))
+  window = _bytes(story.marked)[top : top + h // 4, left : left + w // 4]
+  return viz.resized(window, (size * window.shape[0] // window.shape[1], size), smooth=False)
 
 
 def _seen_through(clip: _Clip, mask: np.ndarray, size: int) -> np.ndarray:

@@ -151,6 +151,11 @@ def test_rematerialising_changes_no_gradient(net_and_params, remat):
   plain = jax.grad(loss)(params, net)
   again = jax.grad(loss)(params, tiny(remat=remat))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, again)
+  traced = {
+    kind: str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, tiny(remat=kind)))
+    for kind in ("none", remat)
+  }
+  assert "remat" in traced[remat] and "remat" not in traced["none"]
 
 
 def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(net_and_params):
