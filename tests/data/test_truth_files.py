@@ -13,7 +13,8 @@ from cwm_jax.types import InputError
 
 
 def test_the_real_annotated_clips_are_read(cwm_data):
-  clips = {clip.name: clip for clip in tapvid.iter_clips(cwm_data / "tapvid_davis")}
+  source = tapvid.ClipFolders(cwm_data / "tapvid_davis")
+  clips = {name: source.read(index) for index, name in enumerate(source.names)}
   assert {name: len(clip.points_xy) for name, clip in clips.items()} == {
     "car-shadow": 25,
     "dog": 9,

@@ -87,7 +87,7 @@ def test_frames_and_points_at_each_resolution_are_the_stored_ones(cwm_goldens):
       seen = tapvid_queries.at_resolution(clips[video], label if label != "fixed" else f"{h}x{w}")
       resized = tapvid_queries.resize_video(clips[video].video[times], (h, w))
       got = np.asarray(geometry.normalise(jnp.asarray(resized) / 255.0))
-      np.testing.assert_allclose(got.transpose(3, 0, 1, 2), item["video"], atol=1e-5)
+      np.testing.assert_allclose(got.transpose(3, 0, 1, 2), item["video"], atol=1e-4)
       # What trackers see is that, in whole grey levels.
       np.testing.assert_allclose(seen.video[times], resized, atol=0.5 + 1e-4)
       # The release moves points beyond the last pixel's corner onto it.
@@ -174,14 +174,16 @@ def test_evaluations_equal_the_stored_ones(cwm_goldens, tmp_path, case, read_out
   for i, name in enumerate(final["video_name"].tolist()):
     for ours, theirs in NAMES.items():
       np.testing.assert_allclose(
-        got[f"{name}/{ours}"], final[theirs][i], rtol=1e-5, err_msg=f"{name} {ours}"
+        got[f"{name}/{ours}"], final[theirs][i], rtol=1e-5, atol=2e-5, err_msg=f"{name} {ours}"
       )
     for k in tapvid_metrics.THRESHOLDS:
       within = got[f"{name}/within_{k}"] * got[f"{name}/num_visible"]
       np.testing.assert_allclose(within, final[f"num_pts_within_{k}"][i], atol=1e-6)
   np.testing.assert_allclose(got["mean/occlusion_f1"], final["occlusion_f1"], rtol=1e-6)
   for ours in ("average_jaccard", "average_distance", "delta_avg", "occlusion_accuracy"):
-    np.testing.assert_allclose(got[f"mean/{ours}"], np.mean(final[NAMES[ours]]), rtol=1e-5)
+    np.testing.assert_allclose(
+      got[f"mean/{ours}"], np.mean(final[NAMES[ours]]), rtol=1e-5, atol=2e-5
+    )
   if read_out == "expec":
     for clip in clips:
       _check_formatted(stored, clip.name, tmp_path / f"{clip.name}.npz", cfg=gap > 0)
