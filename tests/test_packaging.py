@@ -18,7 +18,7 @@ def wheel_names(tmp_path_factory):
   """The names of all files in a wheel built from a copy of the tree."""
   copy = tmp_path_factory.mktemp("tree")
   # Built elsewhere: setuptools leaves a build folder whose stale files would end up in the wheel.
-  for name in ("cwm_jax", "configs"):
+  for name in ("cwm_jax", "configs", "third_party"):
     shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
   for name in ("pyproject.toml", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, copy)
@@ -45,6 +45,16 @@ def test_the_wheel_carries_the_weights_their_cards_and_the_test_sets_seeds(wheel
   }
   assert "cwm_jax/data/scenes_test_v1.txt" in data
   assert data <= wheel_names
+
+
+def test_the_wheel_carries_the_releases_tables_and_none_of_their_goldens(wheel_names):
+  tables = {
+    f"cwm_jax/{path.relative_to(ROOT).as_posix()}"
+    for path in (ROOT / "third_party").glob("*/RELEASE.toml")
+  }
+  assert "cwm_jax/third_party/opt_cwm/RELEASE.toml" in tables
+  assert tables <= wheel_names
+  assert not any("goldens" in name for name in wheel_names)
 
 
 def test_the_wheel_carries_its_licence_and_nothing_of_the_tests(wheel_names):

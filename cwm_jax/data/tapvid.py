@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from cwm_jax.data import npz
 from cwm_jax.data.images import natural_key, read_frames, shown
 from cwm_jax.types import InputError
 
@@ -92,12 +93,6 @@ def read_clip(folder: str | os.PathLike[str]) -> TapVidClip:
   return TapVidClip(os.path.basename(os.path.abspath(folder)), video, points_xy, occluded)
 
 
-def iter_clips(root: str | os.PathLike[str]) -> Iterator[TapVidClip]:
-  """Reads the clips that `list_clips` finds, one at a time. Raises InputError as `read_clip`."""
-  for folder in list_clips(root):
-    yield read_clip(folder)
-
-
 def read_points(
   path: str | os.PathLike[str],
 ) -> tuple[Float32[np.ndarray, "n t 2"], Bool[np.ndarray, "n t"], tuple[int, int]]:
@@ -109,14 +104,7 @@ def read_points(
   name = shown(path)
   if not os.path.isfile(path):
     raise InputError(f"{name} does not exist; it should hold points_xy, occluded and hw")
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {key: file[key] for key in ("points_xy", "occluded", "hw")}
-  except KeyError as error:
-    raise InputError(f"{name} lacks an array: {error.args[0]}") from error
-  # Damaged archives raise errors of zip, zlib and NumPy's own reader; pickles are refused there.
-  except Exception as error:
-    raise InputError(f"{name} cannot be read as an .npz file of arrays: {error}") from error
+  arrays = npz.load_arrays(path, ("points_xy", "occluded", "hw"))
   points_xy, occluded, hw = arrays.values()
   fits = (
     points_xy.ndim == 3

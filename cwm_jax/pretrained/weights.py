@@ -85,10 +85,7 @@ def as_stored(arrays: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
   """
   if dtype not in _STORED:
     raise InputError(f"weights can be stored as {' or '.join(_STORED)}, not {dtype!r}")
-  return {
-    name: np.ascontiguousarray(np.asarray(value).astype(_STORED[dtype]))
-    for name, value in arrays.items()
-  }
+  return {name: np.asarray(value, _STORED[dtype], order="C") for name, value in arrays.items()}
 
 
 def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
@@ -97,16 +94,19 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict
   Raises:
     InputError: a path that cannot be written.
   """
-  from safetensors.numpy import save as to_bytes
+  from safetensors import SafetensorError
+  from safetensors.numpy import save_file
 
   path = Path(path)
   partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
   try:
-    partial.write_bytes(to_bytes(arrays, metadata))
+    partial.touch()  # tells in the system's words why it cannot be written
+    save_file(arrays, partial, metadata)
     os.replace(partial, path)
-  except OSError as error:
+  except (OSError, SafetensorError) as error:
     partial.unlink(missing_ok=True)
-    raise InputError(f"cannot write weights to {path}: {error.strerror}") from None
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    raise InputError(f"cannot write weights to {path}: {reason}") from None
   return path
 
 
