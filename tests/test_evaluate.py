@@ -46,6 +46,14 @@ def test_a_table_and_a_file_of_results_come_out(config, tmp_path, capsys):
   assert stored["numbers"]["tapvid/first"]["zero"]["pooled/average_distance"] == value
   metrics = (tmp_path / "out" / "metrics.jsonl").read_text()
   assert "tapvid/first/zero/pooled/average_distance" in metrics
+  # Numbers of single clips have their own files; they would bury the others.
+  assert "tapvid/first/zero/one" not in metrics
+  written = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*")}
+  assert {
+    "answers/first/zero/one.npz",
+    "tapvid/first/zero/clips.txt",
+    "tapvid/first/error-by-gap.png",
+  } <= written
 
 
 def test_a_second_run_computes_nothing_again_and_adds_what_is_new(config, tmp_path, monkeypatch):

@@ -81,6 +81,17 @@ def test_an_unknown_protocol_is_refused(tmp_path):
     tapvid.TapVidEvaluator(_Oracle(), ClipFolders(tmp_path), protocol="last")
 
 
+def test_progress_is_told_clip_by_clip_with_the_time_left(tmp_path, caplog):
+  for name in ("a", "b"):
+    write_clip(tmp_path / name)
+  with caplog.at_level("INFO", logger="cwm_jax.evals.tapvid"):
+    dict(tapvid.TapVidEvaluator(_Oracle(error=0.75), ClipFolders(tmp_path)).run())
+  first, last = (record.message for record in caplog.records)
+  assert (
+    first.startswith("  1/2 a: AD 3.00 px  eta 0:0") and last == "  2/2 b: AD 3.00 px  eta 0:00"
+  )
+
+
 def test_broken_clips_are_left_out_counted_and_named_once(tmp_path, caplog):
   for name in ("a", "b", "c"):
     write_clip(tmp_path / name)
