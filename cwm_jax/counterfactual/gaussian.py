@@ -52,9 +52,12 @@ def draw(params: GaussianParams, *, size: int = 20) -> Float[Array, "*b size siz
   rows, columns = rows[..., :, None], columns[..., None, :]
   correlation = params.correlation[..., None, None]
   squared = (rows**2 - 2 * correlation * rows * columns + columns**2) / (1 - correlation**2)
-  # Taking the nearest point's distance off first gives the ratio to the peak without underflow.
-  nearest = jnp.min(squared, axis=(-2, -1), keepdims=True)
-  mark = params.amplitude[..., None, None] * jnp.exp((nearest - squared) / 2)
+  # Taking the nearest point's distance off first gives the ratio to the peak without underflow. It
+  # is looked up by its index: the gradient of a minimum asks which values equal it, and under jit
+  # those may have been computed a second time, with other last bits.
+  flat = squared.reshape(*squared.shape[:-2], size * size)
+  nearest = jnp.take_along_axis(flat, jnp.argmin(flat, axis=-1, keepdims=True), axis=-1)
+  mark = params.amplitude[..., None, None] * jnp.exp((nearest[..., None] - squared) / 2)
   return jnp.moveaxis(mark, -3, -1)
 
 

@@ -32,15 +32,6 @@ from cwm_jax.pretrained.merge import check_names
 from cwm_jax.types import InputError
 
 
-# What tells the released predictors' state dicts apart, as arguments of `predictor_rules`.
-_RELEASES = {
-  "opt-cwm-256": {},
-  "opt-cwm-512": {},
-  "cwm-2frame-8x8": dict(learned_positions=False),
-  "cwm-2frame-4x4": dict(learned_positions=False, key_bias=False, bridge=False),
-}
-
-
 @dataclass(frozen=True)
 class Rule:
   """Their tensors that make one array of ours.
@@ -116,17 +107,6 @@ def perturber_rules(*, prefix: str = "") -> tuple[Rule, ...]:
     rules += _linear(f"nn.mlp.{first}", f"fc{layer}")
     rules += _norm(f"nn.mlp.{first + 1}", f"norm{layer}")
   return with_prefix(rules, prefix)
-
-
-def release_rules(name: str) -> tuple[Rule, ...]:
-  """The rules of a released predictor's own state dict, by the names of `configs/opt_cwm.py`.
-
-  Raises:
-    InputError: an unknown name.
-  """
-  if name not in _RELEASES:
-    raise InputError(f"the release {name!r} is unknown; choose one of {', '.join(_RELEASES)}")
-  return predictor_rules(**_RELEASES[name])
 
 
 def with_prefix(rules: Sequence[Rule], theirs: str = "", ours: str = "") -> tuple[Rule, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import golden_files
@@ -10,14 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cwm_jax import geometry
+from cwm_jax.counterfactual import gaussian
 from cwm_jax.models import positions
+from cwm_jax.models.perturber import Perturber
 from cwm_jax.models.predictor import patchify
+from cwm_jax.pretrained import keymaps
 
 BASE = "c1_base_cwm_io"
 
 
 def close(got, want, *, atol):
   np.testing.assert_allclose(np.asarray(got), want, rtol=0, atol=atol)
+
+
+def thinned(array, want, axis=1):
+  """The items of an axis that were stored, one in so many."""
+  step = golden_files.stride(array.shape[axis], want.shape[axis])
+  return np.asarray(array)[(slice(None),) * axis + (slice(None, None, step),)]
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +135,6 @@ def test_a_larger_image_is_predicted_with_resized_positions_as_stored(cwm_golden
     {"params": params}, video, golden_files.masks(highres["mask"], grid)
   )
 
-  def thinned(array, want, axis=1):
-    step = golden_files.stride(array.shape[axis], want.shape[axis])
-    return np.asarray(array)[(slice(None),) * axis + (slice(None, None, step),)]
-
   want = highres["enc_out"]
   tokens = thinned(said["intermediates"]["encoder_tokens"][0], want)
   close(tokens, want, atol=1e-4 * np.abs(want).max())
@@ -138,3 +145,43 @@ def test_a_larger_image_is_predicted_with_resized_positions_as_stored(cwm_golden
   hidden = highres["mask"][:, grid[0] * grid[1] :]
   patches = np.asarray(patchify(prediction.image, net.patch))[hidden][None]
   close(thinned(patches, want), want, atol=1e-4 * np.abs(want).max())
+
+
+def test_the_released_size_gives_what_is_stored(cwm_goldens):
+  """Encoder, prediction and mark of a full-size model with the set's random weights; 2.5 GB."""
+  stored = golden_files.arrays(cwm_goldens, "cF_flow_fullsize_recipe")
+  manifest = json.loads((cwm_goldens / "manifest_optcwm_full.json").read_text())
+  prefix = "flow_predictor."
+  state = golden_files.recipe(
+    {n.removeprefix(prefix): tuple(s) for n, s in manifest.items() if n.startswith(prefix)},
+    int(stored["recipe_seed"]),
+  )
+  state["cwm_model.decoder.head.weight"] *= np.float32(8)  # stated in the set's INDEX
+  net = golden_files.predictor(golden_files.settings(cwm_goldens, "full_size", "base_cwm"))
+  params = golden_files.predictor_params(state, "cwm_model.")
+  frames = golden_files.frames(stored["video_u8"]).astype(jnp.float32) / 255
+  prediction, said = jax.jit(lambda p, f, m: net.apply(p, f, m, mutable=["intermediates"]))(
+    {"params": params},
+    geometry.normalise(frames),
+    golden_files.masks(stored["mask"], net.grid_hw),
+  )
+
+  def check(got, want):
+    close(got, want, atol=1e-4 * np.abs(want).max())
+
+  tokens = said["intermediates"]["encoder_tokens"][0]
+  check(thinned(thinned(tokens, stored["enc_out"]), stored["enc_out"], 2), stored["enc_out"])
+  hidden = np.split(stored["mask"], 2, axis=1)[1]
+  patches = np.asarray(patchify(prediction.image, net.patch))[hidden][None]
+  check(thinned(patches, stored["counterfactual"]), stored["counterfactual"])
+  row, column = stored["points"][0] // net.patch
+  token = prediction.tokens[0, row, column]
+  check(token, stored["patch_embedding"][0])
+  section = golden_files.settings(cwm_goldens, "full_size", "perturber")
+  mine = {name: array for name, array in state.items() if name.startswith("perturber.")}
+  numbers = Perturber(hidden_width=section["hidden_dim"]).apply(
+    {"params": keymaps.to_params(mine, keymaps.perturber_rules(prefix="perturber."))}, token
+  )
+  size = section["pert_size"]
+  mark = gaussian.draw(gaussian.gaussian_params(numbers, size=size), size=size)
+  check(mark, stored["pert"][0].transpose(1, 2, 0))

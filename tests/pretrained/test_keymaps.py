@@ -148,3 +148,21 @@ def test_perturber_layers_keep_their_order():
   np.testing.assert_array_equal(ours["fc3"]["kernel"], theirs["nn.mlp.6.weight"].T)
   np.testing.assert_array_equal(ours["norm2"]["scale"], theirs["nn.mlp.4.weight"])
   assert set(keymaps.to_state(ours, keymaps.perturber_rules())) == set(theirs)
+
+
+@pytest.mark.parametrize(
+  ("name", "variant"),
+  [
+    ("opt-cwm-256", VARIANTS[0]),
+    ("opt-cwm-512", VARIANTS[0]),
+    ("cwm-2frame-8x8", VARIANTS[1]),
+    ("cwm-2frame-4x4", VARIANTS[2]),
+  ],
+)
+def test_the_rules_name_every_parameter_of_the_released_predictors_once(name, variant):
+  from cwm_jax.configs import opt_cwm
+
+  config = {"model": opt_cwm.get_config(name).model.to_dict()}
+  _, shapes = weights.expected_shapes(config, where="here")
+  ours = [rule.ours for rule in keymaps.predictor_rules(**variant)]
+  assert sorted(ours) == sorted(shapes)
