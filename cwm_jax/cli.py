@@ -144,7 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     commands, "info", "what a weights file holds", "Prints config, scores, names and shapes."
   )
   info.add_argument(
-    "weights", nargs="?", metavar="WEIGHTS", help=".safetensors file (default: the shipped one)"
+    "weights",
+    nargs="?",
+    metavar="WEIGHTS",
+    help=".safetensors file or name of a release (default: the shipped one)",
   )
   _add_json(info)
   info.set_defaults(run="cwm_jax.commands:info")
@@ -190,7 +193,9 @@ def _command(commands, name: str, summary: str, description: str) -> argparse.Ar
 def _add_reading(parser: argparse.ArgumentParser, *, out: str) -> None:
   """Adds the options of every command that reads motion."""
   parser.add_argument(
-    "--weights", metavar="FILE", help="weights file (default: the one that is shipped)"
+    "--weights",
+    metavar="FILE",
+    help="weights file, or a release's name such as opt-cwm-512 (default: the one that is shipped)",
   )
   parser.add_argument(
     "--masks",

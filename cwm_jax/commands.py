@@ -12,6 +12,7 @@ import numpy as np
 
 from cwm_jax import inputs, viz
 from cwm_jax.data import flowfiles, images
+from cwm_jax.pretrained import releases
 from cwm_jax.pretrained import weights as weights_file
 from cwm_jax.types import InputError
 
@@ -140,7 +141,7 @@ def info(*, weights: str | None, as_json: bool) -> None:
   Raises:
     InputError: not a weights file of this project, or one that does not fit its own config.
   """
-  path = weights_file.shipped() if weights is None else Path(weights)
+  path = weights_file.shipped() if weights is None else releases.locate(weights)
   header = weights_file.read_header(path)
   shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
   _, wanted = weights_file.expected_shapes(header.config, where=f"weights file {path}")

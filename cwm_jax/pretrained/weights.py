@@ -101,7 +101,9 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict
   partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
   try:
     partial.touch()  # tells in the system's words why it cannot be written
+    mode = partial.stat().st_mode
     save_file(arrays, partial, metadata)
+    partial.chmod(mode)  # the library makes files that nobody else may read
     os.replace(partial, path)
   except (OSError, SafetensorError) as error:
     partial.unlink(missing_ok=True)

@@ -107,6 +107,17 @@ def test_a_torch_file_is_converted_as_the_tensors_in_it(tmp_path):
   assert (model["encoder_heads"], model["decoder_heads"]) == HEADS
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_release_with_fixed_positions_and_fewer_biases_makes_the_round_trip(tmp_path, bare):
+  gone = ("pos_embed", "k_bias", "encoder_to_decoder.bias") if bare else ("pos_embed",)
+  state = {n: a for n, a in _random(_base_shapes()).items() if not n.endswith(gone)}
+  state["mask_token"] = np.ones((1, 1, 12), np.float32)
+  made = convert.from_state(state, heads=HEADS, where="state")
+  model = made.config["model"]
+  assert (model["masking"], model["positions"], model["positions_hw"]) == ("drop", "sine", ())
+  _assert_same(_round_trip(tmp_path, made), state)
+
+
 def test_names_with_the_prefix_of_data_parallel_training_lose_it(tmp_path):
   state = _random(_base_shapes())
   path = write(tmp_path / "b.pt", {"module." + n: Tensor(a) for n, a in state.items()})

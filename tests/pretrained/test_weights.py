@@ -85,6 +85,13 @@ def test_saving_leaves_no_partial_file_and_replaces_an_older_one(tmp_path):
   np.testing.assert_array_equal(weights.load(path)[0]["a"], np.ones(3, np.float32))
 
 
+def test_a_weights_file_may_be_read_by_whoever_may_read_other_new_files(tmp_path):
+  path = weights.save(tmp_path / "w.safetensors", _params(), CONFIG)
+  other = tmp_path / "other"
+  other.touch()
+  assert path.stat().st_mode == other.stat().st_mode
+
+
 @pytest.mark.parametrize(
   "kwargs, sentence",
   [
