@@ -77,7 +77,7 @@ def of_weights(
   """How well a weights file's predictor fills in frame 2 of the first scenes of scenes-test-v1.
 
   Args:
-    path: a weights file; None takes the one in the package.
+    path: a weights file, or a release's name; None takes the one in the package.
     mask_ratio: None takes what the weights were trained with.
     seed: of the masks.
 
@@ -87,9 +87,9 @@ def of_weights(
     InputError: no such file, or one that is not a weights file.
   """
   from cwm_jax import models
-  from cwm_jax.pretrained import weights
+  from cwm_jax.pretrained import releases, weights
 
-  path = weights.shipped() if path is None else path
+  path = weights.shipped() if path is None else releases.locate(path)
   params, config = weights.load(path)
   weights.check_fit(params, config, where=f"weights file {path}")
   settings = config["model"]
