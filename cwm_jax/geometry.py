@@ -1,17 +1,21 @@
 """Pixels, coordinates and resizes. Every resize that touches a coordinate goes through here.
 
 Convention: coordinates are continuous, the image's corner is (0, 0), the centre of the pixel with
-index i is i + 0.5. Names carry the order: `_xy`, `_yx`, `size_hw`.
+index i is i + 0.5. Names carry the order: `_xy`, `_yx`, `size_hw`. The public release of Opt-CWM
+counts in bare indices instead; `rescale_index_yx` and `resize_window` are its way of resizing.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+WEIGHTINGS = ("softmax", "linear", "squared")
 
 
 def normalise(frames: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
@@ -24,6 +28,13 @@ def unnormalise(frames: Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
   return frames * jnp.array(IMAGENET_STD) + jnp.array(IMAGENET_MEAN)
 
 
+def to_normalised(frames: UInt8[Array, "*b 3"] | Float[Array, "*b 3"]) -> Float[Array, "*b 3"]:
+  """Frames as a video holds them (uint8) to ImageNet-normalised; floats are taken as that."""
+  if jnp.issubdtype(frames.dtype, jnp.floating):
+    return frames
+  return normalise(frames.astype(jnp.float32) / 255.0)
+
+
 def pixel_centres(h: int, w: int) -> Float[Array, "h w 2"]:
   """(x, y) of every pixel's centre."""
   y, x = jnp.meshgrid(jnp.arange(h) + 0.5, jnp.arange(w) + 0.5, indexing="ij")
@@ -31,17 +42,21 @@ def pixel_centres(h: int, w: int) -> Float[Array, "h w 2"]:
 
 
 def scale_points_xy(
-  points_xy: Float[Array, "*n 2"], from_hw: tuple[int, int], to_hw: tuple[int, int]
+  points_xy: Float[Array, "*n 2"], from_hw: Any, to_hw: tuple[int, int]
 ) -> Float[Array, "*n 2"]:
-  """Moves continuous (x, y) from an image of size `from_hw` to the same image at `to_hw`."""
+  """Moves continuous (x, y) from an image of size `from_hw` to the same image at `to_hw`.
+
+  Sizes are (height, width); the first may be traced.
+  """
   factor = jnp.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]], points_xy.dtype)
   return points_xy * factor
 
 
-def point_to_index_yx(
-  points_xy: Float[Array, "*n 2"], size_hw: tuple[int, int]
-) -> Int[Array, "*n 2"]:
-  """The (row, column) index of the pixel that holds each (x, y); clamped to the image."""
+def point_to_index_yx(points_xy: Float[Array, "*n 2"], size_hw: Any) -> Int[Array, "*n 2"]:
+  """The (row, column) index of the pixel that holds each (x, y); clamped to the image.
+
+  The size, (height, width), may be traced.
+  """
   yx = jnp.floor(points_xy[..., ::-1]).astype(jnp.int32)
   return jnp.clip(yx, 0, jnp.array(size_hw, jnp.int32) - 1)
 
@@ -49,6 +64,22 @@ def point_to_index_yx(
 def index_to_point_xy(index_yx: Array) -> Float[Array, "*n 2"]:
   """The continuous (x, y) of a (row, column) pixel index: its centre."""
   return index_yx[..., ::-1].astype(jnp.float32) + 0.5
+
+
+def rescale_index_yx(
+  index_yx: Int[Array, "*n 2"],
+  from_hw: Any,
+  to_hw: tuple[int, int],
+) -> Int[Array, "*n 2"]:
+  """Moves (row, column) indices to another image size as the public release does.
+
+  The index times the ratio of the sizes, truncated and clamped to the image; no half pixels, so
+  indices drift towards the corner. Sizes are (height, width); the first may be traced.
+  """
+  # One float32 ratio and one product, in this order: truncation shows every last bit.
+  ratio = jnp.asarray(to_hw, jnp.float32) / jnp.asarray(from_hw, jnp.float32)
+  moved = (index_yx.astype(jnp.float32) * ratio).astype(jnp.int32)
+  return jnp.clip(moved, 0, jnp.array(to_hw, jnp.int32) - 1)
 
 
 def resize(
@@ -63,6 +94,46 @@ def resize(
     return image
   shape = (*image.shape[:-3], *size_hw, image.shape[-1])
   return jax.image.resize(image, shape, "linear", antialias=antialias)
+
+
+def resize_window(
+  image: Float[Array, "*b h w c"],
+  corner_yx: Int[Array, " 2"],
+  window: Any,
+  size_hw: Any,
+  *,
+  canvas_hw: tuple[int, int],
+) -> Float[Array, "*b h2 w2 c"]:
+  """A square or oblong window cut out and then resized, bilinear without antialias.
+
+  As slicing and torch's `F.interpolate`: half-pixel centres, the window's own border goes on
+  outside it. All but the canvas may be traced, so that windows of every size share one program.
+
+  Args:
+    corner_yx: the window's upper left pixel.
+    window: (height, width) of the window in pixels, inside the image.
+    size_hw: (height, width) to resize to, at most the canvas; what is left of the canvas is 0.
+    canvas_hw: size of the result.
+  """
+
+  def weights(start, length, total, out_length, out_total):
+    index = jnp.arange(out_total)
+    place = (index + 0.5) * (jnp.float32(length) / out_length) - 0.5
+    place = jnp.clip(place, 0, length - 1)
+    low = jnp.floor(place).astype(jnp.int32)
+    high = jnp.minimum(low + 1, jnp.asarray(length, jnp.int32) - 1)
+    share = (place - low)[:, None]
+    pixels = jnp.arange(total) - start
+    near, far = pixels == low[:, None], pixels == high[:, None]
+    return jnp.where(index[:, None] < out_length, (1 - share) * near + share * far, 0.0)
+
+  h, w = image.shape[-3:-1]
+  rows = weights(corner_yx[0], window[0], h, size_hw[0], canvas_hw[0])
+  cols = weights(corner_yx[1], window[1], w, size_hw[1], canvas_hw[1])
+  # The full precision of float32 on every device, as `jax.image.resize` has it.
+  exact = jax.lax.Precision.HIGHEST
+  tall = jnp.einsum("ih,...hwc->...iwc", rows, image, precision=exact)
+  return jnp.einsum("jw,...iwc->...ijc", cols, tall, precision=exact)
 
 
 def sample_bilinear(
@@ -95,16 +166,51 @@ def argmax_yx(heat: Float[Array, "*b h w"]) -> Int[Array, "*b 2"]:
   return jnp.stack([flat // w, flat % w], axis=-1).astype(jnp.int32)
 
 
-def soft_argmax_yx(
-  heat: Float[Array, "*b h w"], *, inverse_temperature: float = 200.0
-) -> Float[Array, "*b 2"]:
-  """Expected (row, column) index under softmax(inverse_temperature * heat); differentiable."""
-  h, w = heat.shape[-2:]
-  flat = heat.reshape(*heat.shape[:-2], -1)
-  weights = jax.nn.softmax(inverse_temperature * flat, axis=-1).reshape(heat.shape)
-  row = jnp.sum(weights * jnp.arange(h, dtype=heat.dtype)[:, None], axis=(-2, -1))
-  col = jnp.sum(weights * jnp.arange(w, dtype=heat.dtype), axis=(-2, -1))
+def heat_distribution(
+  heat: Float[Array, "*b h w"], *, weighting: str = "softmax", inverse_temperature: float = 200.0
+) -> Float[Array, "*b h w"]:
+  """A heat map turned into probabilities over its pixels.
+
+  Args:
+    heat: not negative.
+    weighting: "softmax" of inverse_temperature * heat, "linear" (heat over its sum) or "squared"
+      (its square over the sum of squares).
+
+  Raises:
+    ValueError: an unknown weighting.
+  """
+  if weighting not in WEIGHTINGS:
+    raise ValueError(f"the weighting is {weighting!r}; choose one of {', '.join(WEIGHTINGS)}")
+  if weighting == "softmax":
+    return jax.nn.softmax(inverse_temperature * heat, axis=(-2, -1))
+  if weighting == "squared":
+    heat = heat**2
+  return heat / jnp.sum(heat, axis=(-2, -1), keepdims=True)
+
+
+def mean_yx(weights: Float[Array, "*b h w"]) -> Float[Array, "*b 2"]:
+  """Expected (row, column) index under probabilities over pixels."""
+  h, w = weights.shape[-2:]
+  row = jnp.sum(weights * jnp.arange(h, dtype=weights.dtype)[:, None], axis=(-2, -1))
+  col = jnp.sum(weights * jnp.arange(w, dtype=weights.dtype), axis=(-2, -1))
   return jnp.stack([row, col], axis=-1)
+
+
+def spread(weights: Float[Array, "*b h w"]) -> Float[Array, "*b"]:
+  """Root mean square distance, in pixels, from the mean under probabilities over pixels."""
+  h, w = weights.shape[-2:]
+  mean = mean_yx(weights)[..., None, None, :]
+  squared = (jnp.arange(h)[:, None] - mean[..., 0]) ** 2 + (jnp.arange(w) - mean[..., 1]) ** 2
+  return jnp.sqrt(jnp.sum(weights * squared, axis=(-2, -1)))
+
+
+def soft_argmax_yx(
+  heat: Float[Array, "*b h w"], *, weighting: str = "softmax", inverse_temperature: float = 200.0
+) -> Float[Array, "*b 2"]:
+  """Expected (row, column) index under `heat_distribution`; differentiable."""
+  return mean_yx(
+    heat_distribution(heat, weighting=weighting, inverse_temperature=inverse_temperature)
+  )
 
 
 def window_argmax_yx(

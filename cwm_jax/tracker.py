@@ -17,7 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import engine, flow, multimask, perturb
+from cwm_jax.counterfactual import engine, perturb
 from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import Explanation, InputError, PointFlow, Prediction, Tracks
 
@@ -38,6 +38,7 @@ class Tracker:
 
   `Tracker.load` takes weights; the constructor takes the parts, which may be a toy of three lines.
   Coordinates are continuous pixels of the frames as given: a pixel's centre is its index + 0.5.
+  Under the protocol "release" answers are bare indices instead, as the public release gives them.
   """
 
   def __init__(
@@ -54,7 +55,8 @@ class Tracker:
     masks_seed: int = 0,
     memory_budget: float | None = None,
     order: str = "release",
-    average: str = "hidden",
+    average: str | None = None,
+    protocol: str = "half_pixel",
     inverse_temperature: float = 200.0,
     occlusion_threshold: float = 0.05,
   ):
@@ -76,7 +78,11 @@ class Tracker:
       memory_budget: bytes for the passes in flight; None takes a quarter of the device's memory, or
         1 GiB where that is not told.
       order: of averaging over masks, "release" (signed differences) or "paper" (L1 responses).
-      average: "hidden" (over the masks that hide a pixel) or "release" (over all masks).
+      average: "hidden" (over the masks that hide a pixel) or "release" (over all masks); None takes
+        the protocol's: "release" there, else "hidden".
+      protocol: of coordinates, "half_pixel" or "release": as the public release of Opt-CWM,
+        answers are bare indices, points are truncated to pixels, frames are resized without
+        antialias, and differences are resized to the video before they are read out.
       inverse_temperature: of the soft read-out.
       occlusion_threshold: a point counts as visible when its peak response, in normalised units,
         reaches this.
@@ -84,9 +90,8 @@ class Tracker:
     Raises:
       InputError: a setting that cannot be.
     """
-    if readout not in flow.READOUTS:
-      raise InputError(f"the read-out is {readout!r}; choose one of {', '.join(flow.READOUTS)}")
-    multimask.check_averaging(order, average)
+    if average is None:
+      average = "release" if protocol == "release" else "hidden"
     h, w = image_hw
     if h % patch or w % patch:
       raise InputError(f"an image of {h} x {w} does not divide into patches of {patch} pixels")
@@ -112,6 +117,7 @@ class Tracker:
         readout=readout,
         inverse_temperature=inverse_temperature,
         occlusion_threshold=occlusion_threshold,
+        protocol=protocol,
       ),
     )
 
@@ -294,7 +300,9 @@ class Tracker:
       point_xy: [2].
 
     Returns:
-      An Explanation of NumPy arrays. Predictions are RGB, and frame 2 itself where it is revealed.
+      An Explanation of NumPy arrays, at the predictor's resolution whatever the protocol; the
+      answer is that of `flow` without zoom. Predictions are RGB, and frame 2 itself where it is
+      revealed.
 
     Raises:
       InputError: frames or a point that cannot be used.

@@ -28,24 +28,25 @@ _SHARE_OF_DEVICE, _BYTES_ELSEWHERE = 0.25, 2**30
 # scores fall out of cache: of passes that take 32 MiB each, five at once are 1.4 x slower than two.
 _MAX_PASSES, _MAX_PASSES_ON_CPU, _BYTES_OF_PASSES_ON_CPU = 256, 16, 80 * 2**20
 
-_SETTINGS = ("order", "average", "readout", "inverse_temperature", "occlusion_threshold")
+_SETTINGS = "order average readout inverse_temperature occlusion_threshold protocol".split()
 _clean_predictions = jax.jit(multimask.clean_predictions, static_argnames=("chunk", "keep_tokens"))
-_flow_points = jax.jit(flow.flow_points, static_argnames=("plan", *_SETTINGS))
-_refine = jax.jit(zoom.refine, static_argnames=("image_hw", "plan", "keep_tokens", *_SETTINGS))
-_explain_point = jax.jit(flow.explain_point, static_argnames=_SETTINGS)
+_flow_points = jax.jit(flow.flow_points, static_argnames=("plan", "video_hw", *_SETTINGS))
+_refine = jax.jit(
+  zoom.refine, static_argnames=("image_hw", "plan", "held", "keep_tokens", *_SETTINGS)
+)
+_explain_point = jax.jit(flow.explain_point, static_argnames=("video_hw", *_SETTINGS))
 
 
-@partial(jax.jit, static_argnames=("image_hw",))
-def _prepare(frame, *, image_hw):
-  pixels = geometry.resize(frame.astype(jnp.float32) / 255.0, image_hw, antialias=True)
-  return geometry.normalise(pixels)
+@partial(jax.jit, static_argnames=("image_hw", "antialias"))
+def _prepare(frame, *, image_hw, antialias):
+  return geometry.resize(geometry.to_normalised(frame), image_hw, antialias=antialias)
 
 
 class Frame(NamedTuple):
   """A frame on the device.
 
   small: float32 [h, w, 3], normalised, as the predictor sees it.
-  full:  uint8 [H, W, 3], as it came, or None where nothing will look closer.
+  full:  [H, W, 3], as it came, or None where nothing will look closer.
   """
 
   small: Any
@@ -103,11 +104,18 @@ class Engine:
       patch: side of a patch in pixels.
       memory_budget: bytes for the passes in flight; None takes a quarter of the device's memory, or
         1 GiB where that is not told.
-      settings: order, average, readout, inverse_temperature, occlusion_threshold.
+      settings: order, average, readout, inverse_temperature, occlusion_threshold, protocol.
 
     Raises:
-      InputError: a budget below one pass.
+      InputError: a budget below one pass, or settings that do not go together.
     """
+    multimask.check_averaging(settings["order"], settings["average"])
+    flow.check_protocol(
+      settings["protocol"],
+      readout=settings["readout"],
+      average=settings["average"],
+      zoom=masks.shape[0] - 1,
+    )
     self.image_hw = (masks.shape[-2] * patch, masks.shape[-1] * patch)
     self.masks, self.patch = masks, patch
     self._predict_fn = predict_fn if isinstance(predict_fn, Partial) else Partial(predict_fn)
@@ -127,15 +135,38 @@ class Engine:
     self.plan = multimask.plan(
       num_masks, pass_bytes=pass_bytes, memory_budget=memory_budget, max_passes=max_passes
     )
-    # The clean predictions of a group of pairs are held while its points are asked about.
-    clean_bytes = num_masks * self.image_hw[0] * self.image_hw[1] * 3 * 4
+    # The clean predictions of a group of pairs are held while its points are asked about; in zoom
+    # those of a group of points, a power of two so that every bucket divides into groups.
+    clean_bytes = num_masks * self._prediction_bytes()
     self.pairs_at_once = max(n for n in BUCKETS if n == 1 or n * clean_bytes < memory_budget / 4)
+    self.windows_at_once = max(
+      n for n in (1, 2, 4, 8, 16) if n == 1 or n * clean_bytes < memory_budget / 4
+    )
+
+  @property
+  def _release(self) -> bool:
+    return self._settings["protocol"] == "release"
+
+  def _prediction_bytes(self) -> int:
+    """What is kept of one clean pass: the image, and the tokens where the mark reads them."""
+    shapes = jax.eval_shape(
+      lambda: self._predict_fn(
+        jnp.zeros((1, 2, *self.image_hw, 3)), jnp.zeros((1, *self.masks.shape[2:]), bool)
+      )
+    )
+    kept = shapes if self._keep_tokens else shapes.image
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
   def prepare(self, image: np.ndarray) -> Frame:
-    """Puts a frame, uint8 [H, W, 3], on the device in the predictor's size."""
+    """Puts a frame on the device in the predictor's size.
+
+    Args:
+      image: [H, W, 3], as `geometry.to_normalised` takes it. It is shrunk with antialiasing, but
+        under the protocol "release" without.
+    """
     image = jnp.asarray(image)
     full = image if self.masks.shape[0] > 1 else None
-    return Frame(_prepare(image, image_hw=self.image_hw), full)
+    return Frame(_prepare(image, image_hw=self.image_hw, antialias=not self._release), full)
 
   def ask(
     self,
@@ -151,6 +182,10 @@ class Engine:
       pair_of: int [n], the pair of each point.
       points_xy: float32 [n, 2], continuous (x, y), pixels of the frames as given.
       video_hw: the size of the frames as given.
+
+    Returns:
+      Answers in the pixels of the frames as given: continuous, or bare indices under the protocol
+      "release".
     """
     parts = []
     for begin in range(0, len(pairs), self.pairs_at_once):
@@ -182,12 +217,31 @@ class Engine:
     frames, valid = _stack([[f.small for f in pair]])
     masks = self.masks[:1]
     clean = self._clean(frames, masks, valid)
-    point = geometry.scale_points_xy(jnp.asarray(point_xy)[None], video_hw, self.image_hw)
     marked, answers, response, answer = _explain_point(
-      self._predict_fn, self._mark, frames, masks, clean, point, **self._settings
+      self._predict_fn,
+      self._mark,
+      frames,
+      masks,
+      clean,
+      self._place(jnp.asarray(point_xy)[None], video_hw),
+      video_hw=self._read_at(video_hw),
+      **self._settings,
     )
-    xy = geometry.scale_points_xy(answer.xy, self.image_hw, video_hw)
-    return marked, clean.image[0], answers, response, answer._replace(xy=xy)
+    return marked, clean.image[0], answers, response, self._place_back(answer, video_hw)
+
+  def _place(self, points_xy: Array, video_hw: tuple[int, int]) -> Array:
+    """Points of the video in pixels of the predictor's image."""
+    protocol = self._settings["protocol"]
+    return flow.place_points(points_xy, video_hw, self.image_hw, protocol=protocol)
+
+  def _read_at(self, video_hw: tuple[int, int]) -> tuple[int, int] | None:
+    """The size at which responses are read out; None for the predictor's own."""
+    return video_hw if self._release else None
+
+  def _place_back(self, answer: PointFlow, video_hw: tuple[int, int]) -> PointFlow:
+    if self._release:
+      return answer
+    return answer._replace(xy=geometry.scale_points_xy(answer.xy, self.image_hw, video_hw))
 
   def _clean(
     self, frames: Float[Array, "p 2 h w 3"], masks: Bool[Array, "p m 2 gh gw"], valid: Any
@@ -213,15 +267,21 @@ class Engine:
       masks,
       clean,
       pair_of,
-      geometry.scale_points_xy(points, video_hw, self.image_hw),
+      self._place(points, video_hw),
       valid,
       plan=self.plan,
+      video_hw=self._read_at(video_hw),
       **self._settings,
     )
-    answer = answer._replace(xy=geometry.scale_points_xy(answer.xy, self.image_hw, video_hw))
+    answer = self._place_back(answer, video_hw)
+    inside = None
+    if self._release:
+      # The release's first window lies in the video, each later one in the one before it.
+      whole = jnp.array(video_hw[::-1], jnp.float32)
+      inside = (jnp.zeros((size, 2)), whole)
     rounds = self.masks.shape[0] - 1
     for masks, window in zip(self.masks[1:], zoom.crop_sizes(video_hw, rounds)):
-      answer = _refine(
+      answer, corners = _refine(
         self._predict_fn,
         self._mark,
         full,
@@ -231,11 +291,15 @@ class Engine:
         answer.xy,
         jnp.float32(window),
         valid,
+        inside,
         image_hw=self.image_hw,
         plan=self.plan,
+        held=self.windows_at_once,
         keep_tokens=self._keep_tokens,
         **self._settings,
       )
+      if self._release:
+        inside = (corners, jnp.full(2, window, jnp.float32))
     return answer
 
 

@@ -7,6 +7,7 @@ read-out its diffFLOW.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,37 @@ from cwm_jax.counterfactual import multimask
 from cwm_jax.types import InputError, PointFlow, Prediction, Response
 
 READOUTS = ("argmax", "soft", "window")
+PROTOCOLS = ("half_pixel", "release")
+
+
+def check_protocol(protocol: str, *, readout: str, average: str, zoom: int) -> None:
+  """Raises InputError unless the settings go together."""
+  if readout not in READOUTS:
+    raise InputError(f"the read-out is {readout!r}; choose one of {', '.join(READOUTS)}")
+  if protocol not in PROTOCOLS:
+    raise InputError(f"the protocol is {protocol!r}; choose one of {', '.join(PROTOCOLS)}")
+  if protocol == "release" and average != "release":
+    raise InputError(f"the protocol 'release' averages over all masks, not by {average!r}")
+  if protocol == "release" and zoom and readout != "argmax":
+    raise InputError(f"the protocol 'release' zooms by the argmax, not by the read-out {readout!r}")
+
+
+def place_points(
+  points_xy: Float[Array, "*n 2"], from_hw: Any, to_hw: tuple[int, int], *, protocol: str
+) -> Float[Array, "*n 2"]:
+  """Points of the video, or of a window of it, in pixels of the predictor's image.
+
+  Args:
+    points_xy: continuous (x, y), pixels of the video or window.
+    from_hw: its (height, width), which may be traced.
+    to_hw: the predictor's.
+    protocol: "half_pixel" keeps where in its pixel a point lies; "release" takes the pixel's index,
+      moves it with truncation (`geometry.rescale_index_yx`) and means the centre of that pixel.
+  """
+  if protocol != "release":
+    return geometry.scale_points_xy(points_xy, from_hw, to_hw)
+  index = geometry.point_to_index_yx(points_xy, from_hw)
+  return geometry.index_to_point_xy(geometry.rescale_index_yx(index, from_hw, to_hw))
 
 
 def read_out(
@@ -28,11 +60,13 @@ def read_out(
   inverse_temperature: float = 200.0,
   occlusion_threshold: float = 0.05,
   confidence_radius: int = 2,
+  protocol: str = "half_pixel",
 ) -> PointFlow:
   """Destination, visibility and confidence from a response.
 
   The mark lies on a pixel, the query anywhere in it. An argmax answer is a pixel's centre; the
-  sub-pixel read-outs carry over where in its pixel the query lies.
+  sub-pixel read-outs carry over where in its pixel the query lies. Under the protocol "release" an
+  answer is a bare index: that of a pixel, or the mean of indices.
 
   Args:
     response: heat [..., h, w], peak [...].
@@ -43,9 +77,10 @@ def read_out(
     occlusion_threshold: below this peak (normalised units) a point counts as occluded.
     confidence_radius: confidence is the share of the heat within so many pixels of its highest
       pixel, 0 where there is no heat.
+    protocol: "half_pixel" or "release".
 
   Returns:
-    xy [..., 2] continuous (x, y), pixels of the heat map, visible [...], confidence [...].
+    xy [..., 2], pixels of the heat map (continuous unless bare), visible [...], confidence [...].
 
   Raises:
     InputError: an unknown read-out.
@@ -66,7 +101,9 @@ def read_out(
   total = jnp.sum(heat, axis=(-2, -1))
   share = jnp.sum(jnp.where(near, heat, 0.0), axis=(-2, -1)) / jnp.maximum(total, 1e-12)
   xy = geometry.index_to_point_xy(index)
-  if readout != "argmax":
+  if protocol == "release":
+    xy = xy - 0.5
+  elif readout != "argmax":
     pixel = geometry.point_to_index_yx(points_xy, heat.shape[-2:])
     xy = xy + points_xy - geometry.index_to_point_xy(pixel)
   return PointFlow(
@@ -87,6 +124,7 @@ def respond_and_read(
   plan: multimask.Plan,
   order: str = "release",
   average: str = "hidden",
+  to_video: multimask.ToVideo | None = None,
   **reading: Any,
 ) -> PointFlow:
   """Responses of some points, each with its own pair, masks and clean predictions, read out.
@@ -103,6 +141,7 @@ def respond_and_read(
     masks_at_once=plan.masks,
     order=order,
     average=average,
+    to_video=to_video,
   )
   return read_out(response, points_xy, **reading)
 
@@ -118,6 +157,7 @@ def flow_points(
   valid: Bool[Array, " n"],
   *,
   plan: multimask.Plan,
+  video_hw: tuple[int, int] | None = None,
   **settings: Any,
 ) -> PointFlow:
   """Destinations of points of several pairs, whose clean predictions are at hand.
@@ -134,11 +174,14 @@ def flow_points(
     pair_of: index of each point's pair.
     points_xy: continuous (x, y), pixels of the predictor's image.
     valid: False for padding.
-    **settings: order and average of `multimask.respond`; readout, inverse_temperature and
-      occlusion_threshold of `read_out`.
+    video_hw: the size to which differences are brought before they are read out; None leaves them
+      in the predictor's.
+    **settings: order and average of `multimask.respond`; readout, inverse_temperature,
+      occlusion_threshold and protocol of `read_out`.
 
   Returns:
-    xy [n, 2] in pixels of the predictor's image, visible [n], confidence [n]; padding is undefined.
+    xy [n, 2] in pixels of the predictor's image or of `video_hw`, visible [n], confidence [n];
+    padding is undefined.
   """
 
   def step(items):
@@ -151,10 +194,16 @@ def flow_points(
       jax.tree.map(lambda x: x[pair], clean),
       points,
       plan=plan,
+      to_video=whole_video(video_hw),
       **settings,
     )
 
   return multimask.map_chunks(step, (pair_of, points_xy), valid, chunk=plan.points)
+
+
+def whole_video(video_hw: tuple[int, int] | None) -> multimask.ToVideo | None:
+  """The `to_video` of `multimask.respond` for whole frames of that size."""
+  return None if video_hw is None else partial(geometry.resize, size_hw=video_hw)
 
 
 def flow_pair(
@@ -198,6 +247,7 @@ def explain_point(
   clean: Prediction,
   points_xy: Float[Array, "1 2"],
   *,
+  video_hw: tuple[int, int] | None = None,
   order: str,
   average: str,
   **reading: Any,
@@ -205,11 +255,16 @@ def explain_point(
   """One question with its intermediates.
 
   Returns:
-    The (first mask's) marked frame 1, the predictions with the mark, the response and what is read
-    from it, both with a leading axis of one point; all at the predictor's resolution, normalised.
+    The (first mask's) marked frame 1, the predictions with the mark and the response, at the
+    predictor's resolution, normalised; and the answer, in pixels of the predictor's image or of
+    `video_hw` (see `flow_points`). The last two have a leading axis of one point.
   """
   marked = multimask.mark_frames(mark, frames[:, 0], clean.tokens, points_xy)
   answers = multimask.marked_predictions(predict_fn, marked, frames[:, 1], masks)
-  sums = multimask.sum_over_masks(answers - clean.image, order=order)
-  response = multimask.average_over_masks(*sums, masks, order=order, average=average)
-  return marked[0, 0], answers[0], response, read_out(response, points_xy, **reading)
+
+  def average_all(to_video):
+    sums = multimask.sum_over_masks(answers - clean.image, order=order, to_video=to_video)
+    return multimask.average_over_masks(*sums, masks, order=order, average=average)
+
+  answer = read_out(average_all(whole_video(video_hw)), points_xy, **reading)
+  return marked[0, 0], answers[0], average_all(None), answer

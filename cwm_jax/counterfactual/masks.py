@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Int, Key, Shaped
 
 from cwm_jax.types import InputError
 
+REVEALS = ("spread", "release")
+
 
 def num_visible_patches(grid_hw: tuple[int, int], mask_ratio: float) -> int:
   """How many of frame 2's patches stay visible.
@@ -56,7 +58,11 @@ def patches_to_pixels(values: Shaped[Array, "*s gh gw"], patch: int) -> Shaped[A
 
 
 def hide_neighbourhood(
-  masks: Bool[Array, "m 2 gh gw"], centre_rc: Int[Array, " 2"], *, radius: int = 1
+  masks: Bool[Array, "m 2 gh gw"],
+  centre_rc: Int[Array, " 2"],
+  *,
+  radius: int = 1,
+  reveal: str = "spread",
 ) -> Bool[Array, "m 2 gh gw"]:
   """Hides the patches of frame 2 round `centre_rc`, and reveals as many others instead.
 
@@ -67,7 +73,15 @@ def hide_neighbourhood(
     masks: True where hidden.
     centre_rc: (row, column) of the patch in the middle.
     radius: 1 hides 3 x 3 patches.
+    reveal: which others are revealed: "spread" takes them from all over the image and never from
+      the neighbourhood; "release" takes the first hidden ones in raster order, the public release's
+      choice, which lean to the top and may lie in the neighbourhood itself.
+
+  Raises:
+    InputError: an unknown choice.
   """
+  if reveal not in REVEALS:
+    raise InputError(f"the choice is {reveal!r}; choose one of {', '.join(REVEALS)}")
   gh, gw = masks.shape[-2:]
   rows, cols = jnp.arange(gh), jnp.arange(gw)
   near = (jnp.abs(rows - centre_rc[0]) <= radius)[:, None] & (
@@ -76,9 +90,12 @@ def hide_neighbourhood(
   second = masks[:, 1].reshape(-1, gh * gw)
   near = near.reshape(-1)
   lost = jnp.sum(near & ~second, axis=-1, keepdims=True)
-  # Which ones to reveal instead must not lean to one side of the image: a fixed shuffled order.
-  order = np.random.default_rng(0).permutation(gh * gw)
-  candidate = (second & ~near)[:, order]
-  reveal = candidate & (jnp.cumsum(candidate, axis=-1) <= lost)
-  second = (second | near) & ~reveal[:, np.argsort(order)]
+  if reveal == "release":
+    order, candidate = np.arange(gh * gw), second
+  else:
+    # Which ones to reveal must not lean to one side of the image: a fixed shuffled order.
+    order, candidate = np.random.default_rng(0).permutation(gh * gw), second & ~near
+  candidate = candidate[:, order]
+  revealed = candidate & (jnp.cumsum(candidate, axis=-1) <= lost)
+  second = (second | near) & ~revealed[:, np.argsort(order)]
   return masks.at[:, 1].set(second.reshape(-1, gh, gw))

@@ -19,6 +19,10 @@ from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import InputError, Prediction, Response
 
 PredictFn = Callable[[Array, Array], Prediction]
+ToVideo = Callable[[Array], Array]
+
+# Points at once; so that memory does not depend on whether 16 or 256 points are asked about.
+_MAX_POINTS = 16
 
 ORDERS = ("release", "paper")
 AVERAGES = ("hidden", "release")
@@ -56,7 +60,8 @@ def plan(num_masks: int, *, pass_bytes: float, memory_budget: float, max_passes:
     )
   passes = max(1, min(max_passes, int(memory_budget // pass_bytes)))
   if passes >= num_masks:
-    return Plan(clean=passes, points=passes // num_masks, masks=num_masks)
+    points = min(passes // num_masks, _MAX_POINTS)
+    return Plan(clean=passes, points=points, masks=num_masks)
   masks = max(d for d in range(1, passes + 1) if num_masks % d == 0)
   return Plan(clean=passes, points=1, masks=masks)
 
@@ -199,6 +204,7 @@ def respond(
   masks_at_once: int,
   order: str,
   average: str,
+  to_video: ToVideo | None = None,
 ) -> Response:
   """The averaged response of each point: heat [n, h, w], peak [n].
 
@@ -214,6 +220,8 @@ def respond(
       channels; "paper" takes the L1 norm first.
     average: "hidden" divides each pixel's sum by the number of masks that hide it (0 where none
       does); "release" divides by the number of masks.
+    to_video: maps differences [n, h, w, 3] to the pixels that the response is to have; it must be
+      linear. None leaves them in the predictor's.
 
   Raises:
     InputError: an unknown order or average.
@@ -224,7 +232,8 @@ def respond(
   def group(masks_g, clean_g):
     marked = mark_frames(mark, frames[:, 0], clean_g.tokens, points_xy)
     answer = marked_predictions(predict_fn, marked, frames[:, 1], masks_g)
-    return sum_over_masks(answer - jax.lax.stop_gradient(clean_g.image), order=order)
+    diff = answer - jax.lax.stop_gradient(clean_g.image)
+    return sum_over_masks(diff, order=order, to_video=to_video)
 
   if masks_at_once == m:
     sums = group(masks, clean)
@@ -243,12 +252,27 @@ def respond(
 
 
 def sum_over_masks(
-  diff: Float[Array, "n m h w 3"], *, order: str
-) -> tuple[Float[Array, "n h w *c"], Float[Array, " n"]]:
-  """Sums of (marked - clean), signed [n, h, w, 3] or L1 [n, h, w], and of each mask's maximum."""
-  size = jnp.sum(jnp.abs(diff), axis=-1)
-  peak = jnp.sum(jnp.max(size, axis=(-2, -1)), axis=1)
-  return jnp.sum(diff if order == "release" else size, axis=1), peak
+  diff: Float[Array, "n m h w 3"], *, order: str, to_video: ToVideo | None = None
+) -> tuple[Float[Array, "n H W *c"], Float[Array, " n"]]:
+  """Sums of (marked - clean), signed [n, H, W, 3] or L1 [n, H, W], and of each mask's maximum."""
+  if to_video is None:
+    size = jnp.sum(jnp.abs(diff), axis=-1)
+    peak = jnp.sum(jnp.max(size, axis=(-2, -1)), axis=1)
+    return jnp.sum(diff if order == "release" else size, axis=1), peak
+
+  # The video may be much larger than the predictor's image: one mask's differences at a time.
+  def add(total, diff_of_mask):
+    resized = to_video(diff_of_mask)
+    size = jnp.sum(jnp.abs(resized), axis=-1)
+    more = (resized if order == "release" else size, jnp.max(size, axis=(-2, -1)))
+    return jax.tree.map(jnp.add, total, more), None
+
+  sum_shape = jax.eval_shape(to_video, diff[:, 0]).shape
+  zeros = jnp.zeros(sum_shape if order == "release" else sum_shape[:-1], diff.dtype)
+  (total, peak), _ = jax.lax.scan(
+    add, (zeros, jnp.zeros(diff.shape[0], diff.dtype)), jnp.moveaxis(diff, 1, 0)
+  )
+  return total, peak
 
 
 def average_over_masks(
@@ -259,7 +283,10 @@ def average_over_masks(
   order: str,
   average: str,
 ) -> Response:
-  """The response from the sums over all masks; the settings are those of `respond`."""
+  """The response from the sums over all masks; the settings are those of `respond`.
+
+  The average "hidden" is one of the predictor's pixels; sums in other pixels take "release".
+  """
   m, h = masks.shape[1], total.shape[1]
   times = jnp.full(total.shape[:3], float(m))
   if average == "hidden":

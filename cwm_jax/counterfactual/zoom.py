@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import flow, multimask
+from cwm_jax.counterfactual import flow, multimask, shared
 from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import PointFlow
 
@@ -23,71 +24,127 @@ def crop_sizes(video_hw: tuple[int, int], rounds: int, *, shrink: float = 0.75) 
 
 
 def window_corner_xy(
-  centre_xy: Float[Array, "*n 2"], size: Float[Array, ""], video_hw: tuple[int, int]
+  centre_xy: Float[Array, "*n 2"],
+  size: Float[Array, ""],
+  video_hw: tuple[int, int],
+  *,
+  inside: tuple[Float[Array, "*n 2"], Float[Array, " 2"]] | None = None,
 ) -> Float[Array, "*n 2"]:
-  """Upper left corner of a window of side `size` round a point, shifted to stay in the video."""
-  corner = jnp.floor(centre_xy) - jnp.floor(size / 2)
-  return jnp.clip(corner, 0, jnp.array(video_hw[::-1]) - size)
+  """Upper left corner of a window of side `size` round a point, shifted to stay in the video.
+
+  Args:
+    inside: (corners, [width, height]) of larger windows that this one must stay in too.
+  """
+  low, high = jnp.zeros(2), jnp.array(video_hw[::-1], jnp.float32) - size
+  if inside is not None:
+    low, high = inside[0], inside[0] + inside[1] - size
+  return jnp.clip(jnp.floor(centre_xy) - jnp.floor(size / 2), low, high)
 
 
 def refine(
   predict_fn: multimask.PredictFn,
   mark: Any,
-  pairs: UInt8[Array, "p 2 H W 3"],
+  pairs: UInt8[Array, "p 2 H W 3"] | Float[Array, "p 2 H W 3"],
   masks: Bool[Array, "m 2 gh gw"],
   pair_of: Int[Array, " n"],
   points_xy: Float[Array, "n 2"],
   guess_xy: Float[Array, "n 2"],
   size: Float[Array, ""],
   valid: Bool[Array, " n"],
+  inside: tuple[Float[Array, "n 2"], Float[Array, " 2"]] | None = None,
   *,
   image_hw: tuple[int, int],
   plan: multimask.Plan,
+  held: int,
   keep_tokens: bool,
-  readout: str,
+  protocol: str = "half_pixel",
   **settings: Any,
-) -> PointFlow:
+) -> tuple[PointFlow, Float[Array, "n 2"]]:
   """One round: crops of both frames, new clean and marked passes, the answer in video pixels.
 
   Frame 1 is cropped round the point and frame 2 round the guess. The 3 x 3 patches round the guess
-  are hidden in every mask. The window's size is an argument of the compiled program, not a constant
-  of it, so that all rounds share one program.
+  are hidden in every mask. Points whose windows and masks coincide share their clean passes. The
+  window's size is an argument of the compiled program, not a constant of it, so that all rounds
+  share one program.
 
   Args:
-    pairs: both frames of each pair in video pixels, RGB 0 to 255.
+    pairs: both frames of each pair in video pixels, as `geometry.to_normalised` takes them.
     points_xy: what is asked about; continuous (x, y), video pixels.
-    guess_xy: the answer so far; same.
+    guess_xy: the answer so far; same (bare indices under the protocol "release").
     size: side of the window in video pixels.
     valid: False for padding.
+    inside: (corners, [width, height]) of the last round's windows of frame 2, which those of this
+      round must not leave: the release crops its crops. None: the video.
     image_hw: what the predictor sees.
+    held: points whose clean predictions are held at a time.
     keep_tokens: whether the mark reads the encoder's tokens.
-    **settings: order, average, inverse_temperature, occlusion_threshold; see `flow.flow_points`.
+    protocol: "half_pixel", or "release": indices, crops and differences resized without antialias,
+      the response read out in the window's own pixels, and its choice of patches to reveal.
+    **settings: order, average, readout, inverse_temperature, occlusion_threshold; see
+      `flow.flow_points`.
+
+  Returns:
+    The answers, and the corners of the windows of frame 2.
   """
   video_hw = pairs.shape[2:4]
   h, w = image_hw
   grid = jnp.array(masks.shape[-2:])
-  scale = jnp.array([w, h], jnp.float32) / size
+  release = protocol == "release"
+  corner1 = window_corner_xy(points_xy, size, video_hw)
+  corner2 = window_corner_xy(guess_xy, size, video_hw, inside=inside)
+  asked, guessed = (
+    flow.place_points(points - corners, (size, size), image_hw, protocol=protocol)
+    for points, corners in ((points_xy, corner1), (guess_xy, corner2))
+  )
+  patch = (guessed[:, ::-1] * grid / jnp.array(image_hw)).astype(jnp.int32)
+  patch = jnp.clip(patch, 0, grid - 1)
 
   def crop(frames, corners):
-    resize = jax.vmap(lambda f, c: geometry.crop_resize(f, c, size, image_hw))
-    return geometry.normalise(resize(frames.astype(jnp.float32) / 255.0, corners))
+    def one(frame, corner):
+      if not release:
+        return geometry.crop_resize(frame, corner, size, image_hw)
+      corner_yx = corner[::-1].astype(jnp.int32)
+      return geometry.resize_window(frame, corner_yx, (size, size), image_hw, canvas_hw=image_hw)
+
+    return jax.vmap(one)(geometry.to_normalised(frames), corners)
+
+  def to_video(diff):
+    canvas = (min(video_hw),) * 2
+    return geometry.resize_window(
+      diff, jnp.zeros(2, jnp.int32), image_hw, (size, size), canvas_hw=canvas
+    )
 
   def step(items):
-    pair, points, guesses = items
-    corner1 = window_corner_xy(points, size, video_hw)
-    corner2 = window_corner_xy(guesses, size, video_hw)
+    pair, asked, patch, corner1, corner2, valid = items
     frames = jnp.stack([crop(pairs[pair, 0], corner1), crop(pairs[pair, 1], corner2)], axis=1)
-    asked, guessed = (points - corner1) * scale, (guesses - corner2) * scale
-    patch = (guessed[:, ::-1] * grid / jnp.array(image_hw)).astype(jnp.int32)
-    patch = jnp.clip(patch, 0, grid - 1)
-    own_masks = jax.vmap(lambda rc: masks_lib.hide_neighbourhood(masks, rc))(patch)
-    everything = jnp.ones(points.shape[0], bool)
-    clean = multimask.clean_predictions(
-      predict_fn, frames, own_masks, everything, chunk=plan.clean, keep_tokens=keep_tokens
+    hide = partial(masks_lib.hide_neighbourhood, reveal="release" if release else "spread")
+    own_masks = jax.vmap(lambda centre: hide(masks, centre))(patch)
+    windows = jnp.concatenate([pair[:, None], corner1, corner2], axis=1).astype(jnp.int32)
+    clean, place = shared.clean_predictions(
+      predict_fn, frames, own_masks, windows, valid, chunk=plan.clean, keep_tokens=keep_tokens
     )
-    answer = flow.respond_and_read(
-      predict_fn, mark, frames, own_masks, clean, asked, plan=plan, readout=readout, **settings
-    )
-    return answer._replace(xy=answer.xy / scale + corner2)
 
-  return multimask.map_chunks(step, (pair_of, points_xy, guess_xy), valid, chunk=plan.points)
+    def ask(chosen):
+      return flow.respond_and_read(
+        predict_fn,
+        mark,
+        frames[chosen],
+        own_masks[chosen],
+        jax.tree.map(lambda x: x[place[chosen]], clean),
+        asked[chosen],
+        plan=plan,
+        to_video=to_video if release else None,
+        protocol=protocol,
+        **settings,
+      )
+
+    return multimask.map_chunks(ask, jnp.arange(pair.shape[0]), valid, chunk=plan.points)
+
+  # Neighbours in this order are held together, so that those that can share do.
+  order = jnp.lexsort([*patch.T, *corner1.T, *corner2.T, pair_of, ~valid])
+  items = (pair_of, asked, patch, corner1, corner2, valid)
+  sorted_items = jax.tree.map(lambda x: x[order], items)
+  answer = multimask.map_chunks(step, sorted_items, valid[order], chunk=held)
+  answer = jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x), answer)
+  xy = answer.xy if release else answer.xy * size / jnp.array([w, h], jnp.float32)
+  return answer._replace(xy=xy + corner2), corner2
