@@ -214,7 +214,7 @@ def soft_argmax_yx(
 
 
 def window_argmax_yx(
-  heat: Float[Array, "*b h w"], *, radius: int = 2, power: float = 2.0
+  heat: Float[Array, "*b h w"], *, radius: int = 3, power: float = 2.0
 ) -> Float[Array, "*b 2"]:
   """Sub-pixel (row, column) index: the mean of heat ** power in a window round the maximum."""
   h, w = heat.shape[-2:]

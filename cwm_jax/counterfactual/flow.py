@@ -61,12 +61,13 @@ def read_out(
   occlusion_threshold: float = 0.05,
   confidence_radius: int = 2,
   protocol: str = "half_pixel",
+  on_pixel: bool = True,
 ) -> PointFlow:
   """Destination, visibility and confidence from a response.
 
-  The mark lies on a pixel, the query anywhere in it. An argmax answer is a pixel's centre; the
-  sub-pixel read-outs carry over where in its pixel the query lies. Under the protocol "release" an
-  answer is a bare index: that of a pixel, or the mean of indices.
+  A mark that lies on a pixel stands for a query anywhere in it: the sub-pixel read-outs carry over
+  where in its pixel the query lies. An argmax answer is a pixel's centre. Under the protocol
+  "release" an answer is a bare index: that of a pixel, or the mean of indices.
 
   Args:
     response: heat [..., h, w], peak [...].
@@ -78,6 +79,7 @@ def read_out(
     confidence_radius: confidence is the share of the heat within so many pixels of its highest
       pixel, 0 where there is no heat.
     protocol: "half_pixel" or "release".
+    on_pixel: whether the mark lay on a pixel, rather than on the query itself.
 
   Returns:
     xy [..., 2], pixels of the heat map (continuous unless bare), visible [...], confidence [...].
@@ -103,7 +105,7 @@ def read_out(
   xy = geometry.index_to_point_xy(index)
   if protocol == "release":
     xy = xy - 0.5
-  elif readout != "argmax":
+  elif on_pixel and readout != "argmax":
     pixel = geometry.point_to_index_yx(points_xy, heat.shape[-2:])
     xy = xy + points_xy - geometry.index_to_point_xy(pixel)
   return PointFlow(
@@ -143,7 +145,12 @@ def respond_and_read(
     average=average,
     to_video=to_video,
   )
-  return read_out(response, points_xy, **reading)
+  return read_out(response, points_xy, on_pixel=_on_pixel(mark), **reading)
+
+
+def _on_pixel(mark: Any) -> bool:
+  # A Partial does not show its function's attributes.
+  return getattr(getattr(mark, "func", mark), "on_pixel", True)
 
 
 def flow_points(
@@ -266,5 +273,7 @@ def explain_point(
     sums = multimask.sum_over_masks(answers - clean.image, order=order, to_video=to_video)
     return multimask.average_over_masks(*sums, masks, order=order, average=average)
 
-  answer = read_out(average_all(whole_video(video_hw)), points_xy, **reading)
+  answer = read_out(
+    average_all(whole_video(video_hw)), points_xy, on_pixel=_on_pixel(mark), **reading
+  )
   return marked[0, 0], answers[0], average_all(None), answer

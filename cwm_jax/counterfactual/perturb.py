@@ -4,7 +4,8 @@ A mark is a function `(frame1 [h, w, 3] normalised, point_xy [2], token [C] or N
 fixed marks here ignore the token. A learned mark is a function `mark_fn(token, point_xy)` that
 makes what is added to the normalised frame, [h, w, 3]; `additive(mark_fn)` gives it the form of a
 mark, and as a `jax.tree_util.Partial` a mark carries its parameters with it. A mark whose attribute
-`reads_token` is False is spared the tokens.
+`reads_token` is False is spared the tokens; one whose attribute `on_pixel` is False follows the
+point below its pixel, and so does its echo.
 """
 
 from __future__ import annotations
@@ -54,23 +55,26 @@ class Square:
 
 @dataclass(frozen=True)
 class WhiteGaussian:
-  """Adds a round bump, the same in all three channels, centred on the query's pixel.
+  """Adds a round bump, the same in all three channels, centred on the query itself.
+
+  It is sampled at the pixels' centres, so that a query between them weighs its neighbours.
 
   Attributes:
-    amplitude: height at the centre, in normalised units; may be negative.
+    amplitude: height at the query, in normalised units; may be negative.
     sigma: width in pixels of the predictor's image.
   """
 
   amplitude: float = 1.0
   sigma: float = 1.5
   reads_token: ClassVar[bool] = False
+  on_pixel: ClassVar[bool] = False
 
   def __call__(
     self, frame1: Float[Array, "h w 3"], point_xy: Float[Array, " 2"], token: Any = None
   ) -> Float[Array, "h w 3"]:
     h, w = frame1.shape[:2]
-    row, col = geometry.point_to_index_yx(point_xy, (h, w))
-    squared = (jnp.arange(h) - row)[:, None] ** 2 + (jnp.arange(w) - col)[None] ** 2
+    x, y = point_xy
+    squared = (jnp.arange(h) + 0.5 - y)[:, None] ** 2 + (jnp.arange(w) + 0.5 - x)[None] ** 2
     bump = self.amplitude * jnp.exp(-squared / (2.0 * self.sigma**2))
     return (frame1 + bump[..., None]).astype(frame1.dtype)
 

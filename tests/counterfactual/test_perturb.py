@@ -35,11 +35,19 @@ def test_a_square_replaces_pixels_by_its_normalised_colour():
   np.testing.assert_allclose(np.asarray(marked)[3, 3], 7.0)
 
 
-def test_a_gaussian_adds_its_amplitude_at_the_pixel_and_the_same_in_all_channels():
-  marked = np.asarray(perturb.WhiteGaussian(-0.5, 1.0)(FRAME + 1.0, jnp.array([6.2, 4.8])))
+def test_a_gaussian_adds_its_amplitude_at_the_point_and_the_same_in_all_channels():
+  marked = np.asarray(perturb.WhiteGaussian(-0.5, 1.0)(FRAME + 1.0, jnp.array([6.5, 4.5])))
   np.testing.assert_allclose(marked[4, 6], 0.5, atol=1e-6)
   np.testing.assert_allclose(marked[4, 7], 1.0 - 0.5 * np.exp(-0.5), atol=1e-6)
   np.testing.assert_array_equal(marked[..., 0], marked[..., 2])
+
+
+@pytest.mark.parametrize("point_xy", [(6.5, 4.5), (6.1, 4.9), (5.0, 3.0)])
+def test_a_gaussian_lies_on_the_point_below_its_pixel(point_xy):
+  bump = np.asarray(perturb.WhiteGaussian(1.0, 1.0)(FRAME, jnp.array(point_xy)))[..., 0]
+  rows, cols = np.mgrid[: bump.shape[0], : bump.shape[1]] + 0.5
+  centre = [(bump * cols).sum() / bump.sum(), (bump * rows).sum() / bump.sum()]
+  np.testing.assert_allclose(centre, point_xy, atol=0.01)
 
 
 def test_a_learned_mark_is_added_to_the_frame():
