@@ -38,12 +38,6 @@ class Prediction(NamedTuple):
   tokens: Array | None = None
 
 
-class Queries(NamedTuple):
-  """Points to be followed: queries_tyx float32 [N, 3], (frame index, y, x), pixels, continuous."""
-
-  queries_tyx: Array
-
-
 class Tracks(NamedTuple):
   """Where the points went.
 
