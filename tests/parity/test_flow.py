@@ -311,7 +311,8 @@ def test_images_of_twice_the_size_get_marks_of_twice_the_size(cwm_goldens):
   want = channels_last(stored["recon_delta"])
   # The set states no floor here. A difference is as exact as the predictions it is taken from,
   # which are of the size of the single mask's case.
-  close(delta[:, 0], want, golden_files.tolerance(case.folder, "c4_flow_single", "response", want))
+  atol = golden_files.tolerance(case.folder, "c4_flow_single", "response", want)
+  close(delta[:, 0], want, atol)
   response = multimask.average_over_masks(
     *multimask.sum_over_masks(delta, order="release"),
     case.masks("masks"),
@@ -321,7 +322,7 @@ def test_images_of_twice_the_size_get_marks_of_twice_the_size(cwm_goldens):
   answer = flow.read_out(response, case.points_xy(), protocol="release")
   equal_where_safe(np.asarray(answer.xy), stored["pred_pixel_loc"], stored["margin"])
   np.testing.assert_array_equal(~np.asarray(answer.visible), stored["pred_occ"])
-  close(response.peak, stored["occ_metric"], 1e-4 * stored["occ_metric"].max())
+  close(response.peak, stored["occ_metric"], 3 * atol)
   soft = geometry.soft_argmax_yx(response.heat)
   want = stored["expec_pred_pixel_loc"]
   close(soft, want, case.tolerance("expectation_px", want))
