@@ -29,6 +29,17 @@ def get_config() -> ConfigDict:
   m.attention_impl = ""  # "" takes the fastest for the device; einsum | xla | cudnn
   m.remat = "none"  # none | dots | full: what the backward pass recomputes
 
+  # Psi-flow, which predicts frame 2 from frame 1 and the flow of a few points.
+  c.flow_predictor = f = ConfigDict()
+  f.kind = "single"  # single: one stack, quick to train | two_stream: the release's
+  f.patch = 8
+  f.mlp_ratio = 4.0
+  f.dtype = "float32"  # as in model; so are the next two
+  f.attention_impl = ""
+  f.remat = "none"
+  f.single = ConfigDict(dict(width=192, depth=6, heads=6))
+  f.single.context = 0  # pixels round each patch that its token sees too
+
   c.pretrain = p = ConfigDict()
   p.loss_on = "hidden"  # hidden | all patches of frame 2
   p.target = "raw"  # raw | normalised: per-patch zero mean, unit variance

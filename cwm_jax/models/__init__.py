@@ -1,4 +1,4 @@
-"""Networks. `build(config.model)` is the one way from a config to a module."""
+"""Networks. `build` and `build_flow_predictor` are the ways from a config to a module."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ def build(model: Any):
   Raises:
     ValueError: a size or dtype that cannot be built.
   """
-  import jax.numpy as jnp
-
   from cwm_jax.models.predictor import Predictor
 
-  dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-  if model["dtype"] not in dtypes:
-    raise ValueError(f"model.dtype is {model['dtype']!r}; choose one of {', '.join(dtypes)}")
   h, w = model["image_hw"]
   keys = (
     "patch masking positions encoder_width encoder_depth encoder_heads decoder_width decoder_depth "
@@ -32,4 +27,37 @@ def build(model: Any):
   # Rotary positions belong to no grid, and weights files that have them need not name one.
   if model["positions"] != "rotary" and model["positions_hw"]:
     grid_hw = tuple(model["positions_hw"])
-  return Predictor(grid_hw=grid_hw, dtype=dtypes[model["dtype"]], **named)
+  return Predictor(grid_hw=grid_hw, dtype=_dtype(model, "model"), **named)
+
+
+def build_flow_predictor(flow_predictor: Any):
+  """Makes the flow-conditioned predictor that `config.flow_predictor` describes.
+
+  Args:
+    flow_predictor: mapping with the keys of `configs/base.py`'s `flow_predictor` section.
+
+  Raises:
+    ValueError: an unknown kind or dtype.
+  """
+  from cwm_jax.models.flow_predictor import SingleStreamFlowPredictor
+
+  kinds = {"single": SingleStreamFlowPredictor}
+  kind = flow_predictor["kind"]
+  if kind not in kinds:
+    raise ValueError(f"flow_predictor.kind is {kind!r}; choose one of {', '.join(kinds)}")
+  shared = {key: flow_predictor[key] for key in ("patch", "mlp_ratio", "remat")}
+  return kinds[kind](
+    **shared,
+    **flow_predictor[kind],
+    attention_impl=flow_predictor["attention_impl"] or None,
+    dtype=_dtype(flow_predictor, "flow_predictor"),
+  )
+
+
+def _dtype(section: Any, name: str):
+  import jax.numpy as jnp
+
+  dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+  if section["dtype"] not in dtypes:
+    raise ValueError(f"{name}.dtype is {section['dtype']!r}; choose one of {', '.join(dtypes)}")
+  return dtypes[section["dtype"]]

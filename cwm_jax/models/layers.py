@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,15 @@ def grid_yx(grid_hw: tuple[int, int]) -> Float[Array, "n 2"]:
 
 
 def sine_positions(grid_hw: tuple[int, int], width: int) -> Float[Array, "n width"]:
-  """Fixed 2-D sine and cosine table: half the channels for the row, half for the column.
+  """`sine_encoding` of every patch of a grid, raster order."""
+  return sine_encoding(grid_yx(grid_hw), width)
+
+
+def sine_encoding(places_yx: Float[Array, "*b 2"], width: int) -> Float[Array, "*b width"]:
+  """Fixed 2-D sine and cosine encoding: half the channels for the row, half for the column.
+
+  Args:
+    places_yx: (row, column) in patches, fractions allowed; whole numbers are patches' centres.
 
   Raises:
     ValueError: `width` is not a multiple of 4.
@@ -30,16 +39,28 @@ def sine_positions(grid_hw: tuple[int, int], width: int) -> Float[Array, "n widt
   if width % 4:
     raise ValueError(f"sine positions need a width that is a multiple of 4, not {width}")
   freqs = 1.0 / 10000.0 ** (jnp.arange(width // 4) / (width // 4))
-  angles = grid_yx(grid_hw)[:, :, None] * freqs
-  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(-1, width)
+  angles = places_yx[..., None] * freqs
+  both = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  return both.reshape(*places_yx.shape[:-1], width)
 
 
 def rotary_table(
   grid_hw: tuple[int, int], head_dim: int, *, base: float = 100.0
 ) -> Float[Array, "n half 2"]:
-  """(cos, sin) of the rotation of each channel pair; the row turns one half, the column the other.
+  """`rotary_encoding` of every patch of a grid, raster order.
 
   Both frames use the same table, so that equal positions in two frames are at relative offset zero.
+  """
+  return rotary_encoding(grid_yx(grid_hw), head_dim, base=base)
+
+
+def rotary_encoding(
+  places_yx: Float[Array, "*b 2"], head_dim: int, *, base: float = 100.0
+) -> Float[Array, "*b half 2"]:
+  """(cos, sin) of the rotation of each channel pair; the row turns one half, the column the other.
+
+  Args:
+    places_yx: as in `sine_encoding`.
 
   Raises:
     ValueError: `head_dim` is not a multiple of 4.
@@ -47,7 +68,7 @@ def rotary_table(
   if head_dim % 4:
     raise ValueError(f"rotary positions need a head size that is a multiple of 4, not {head_dim}")
   freqs = base ** -(jnp.arange(head_dim // 4) / (head_dim // 4))
-  angles = (grid_yx(grid_hw)[:, :, None] * freqs).reshape(-1, head_dim // 2)
+  angles = (places_yx[..., None] * freqs).reshape(*places_yx.shape[:-1], head_dim // 2)
   return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -180,18 +201,31 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n c"], rotary=None) -> Float[Array, "b n c"]:
-    block = _ScanBlock
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(f"model.remat is {self.remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
-    if self.remat != "none":
-      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-      block = nn.remat(block, prevent_cse=False, policy=policy if self.remat == "dots" else None)
-    scanned = nn.scan(
-      block,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      in_axes=nn.broadcast,
-      length=self.depth,
-    )
-    blocks = scanned(self.heads, self.mlp_ratio, self.attention_impl, self.dtype, name="blocks")
+    block = repeated(_ScanBlock, self.depth, remat=self.remat, broadcast=1)
+    blocks = block(self.heads, self.mlp_ratio, self.attention_impl, self.dtype, name="blocks")
     return blocks(x, rotary)[0]
+
+
+def repeated(block: type[nn.Module], depth: int, *, remat: str, broadcast: int = 0) -> Any:
+  """`depth` of a module in a row under one `nn.scan`; parameters are stacked along axis 0.
+
+  Args:
+    block: its call takes (carry, *what all of them share) and returns (carry, None).
+    remat: what the backward pass recomputes; one of `REMAT_POLICIES`.
+    broadcast: how many arguments they share.
+
+  Raises:
+    ValueError: an unknown `remat`.
+  """
+  if remat not in REMAT_POLICIES:
+    raise ValueError(f"model.remat is {remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+  if remat != "none":
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    block = nn.remat(block, prevent_cse=False, policy=policy if remat == "dots" else None)
+  return nn.scan(
+    block,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    in_axes=(nn.broadcast,) * broadcast,
+    length=depth,
+  )

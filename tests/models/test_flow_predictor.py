@@ -1,0 +1,168 @@
+"""Flow-conditioned predictors: what they begin as, what reaches them, what they refuse."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cwm_jax import geometry, models
+from cwm_jax.configs import base
+
+SIDE, PATCH, POINTS = 16, 4, 3
+
+
+def build(kind, **changes):
+  section = base.get_config().flow_predictor
+  section.update(kind=kind, patch=PATCH, **changes)
+  section.single.update(width=16, depth=2, heads=2)
+  return models.build_flow_predictor(section.to_dict())
+
+
+def inputs(seed=0, *, side=SIDE, batch=2):
+  """A normalised frame, points in distinct patches and their flows."""
+  rng = np.random.default_rng(seed)
+  frame = rng.standard_normal((batch, side, side, 3)).astype(np.float32)
+  cells = np.stack([rng.permutation((side // PATCH) ** 2)[:POINTS] for _ in range(batch)])
+  yx = np.stack([cells // (side // PATCH), cells % (side // PATCH)], -1) * PATCH
+  points_xy = (yx[..., ::-1] + rng.uniform(0, PATCH, yx.shape)).astype(np.float32)
+  flow_xy = rng.normal(0, 3, points_xy.shape).astype(np.float32)
+  return tuple(map(jnp.asarray, (frame, points_xy, flow_xy)))
+
+
+def stirred(net, seed=1):
+  """Parameters away from the start, where some are zero."""
+  leaves, tree = jax.tree.flatten(net.init(jax.random.key(0), *inputs())["params"])
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
+
+
+@pytest.fixture(scope="module", params=["single"])
+def kind(request):
+  return request.param
+
+
+def test_a_single_stream_begins_as_a_copy_of_frame_1():
+  net, (frame, points_xy, flow_xy) = build("single"), inputs()
+  params = net.init(jax.random.key(0), frame, points_xy, flow_xy)["params"]
+  image = net.apply({"params": params}, frame, points_xy, flow_xy)
+  np.testing.assert_allclose(image, geometry.unnormalise(frame), atol=1e-6)
+
+
+def test_the_flow_of_every_point_reaches_the_picture_and_its_gradient_comes_back(kind):
+  net, given = build(kind), inputs()
+  params = stirred(net)
+
+  def total(frame, points_xy, flow_xy):
+    return jnp.sum(jnp.square(net.apply({"params": params}, frame, points_xy, flow_xy)))
+
+  gradient = jax.jit(jax.grad(total, argnums=2))(*given)
+  assert gradient.shape == given[2].shape and np.all(np.abs(gradient) > 0)
+
+
+def test_the_order_of_points_means_nothing(kind):
+  net, (frame, points_xy, flow_xy) = build(kind), inputs()
+  call = jax.jit(partial_apply(net, stirred(net)))
+  order = jnp.array([2, 0, 1])
+  np.testing.assert_allclose(
+    call(frame, points_xy[:, order], flow_xy[:, order]),
+    call(frame, points_xy, flow_xy),
+    atol=2e-5,
+  )
+
+
+def test_pairs_of_a_batch_do_not_see_each_other(kind):
+  net, (frame, points_xy, flow_xy) = build(kind), inputs()
+  call = jax.jit(partial_apply(net, stirred(net)))
+  other = call(frame, points_xy, flow_xy.at[1].set(0.0)) - call(frame, points_xy, flow_xy)
+  np.testing.assert_allclose(other[0], 0, atol=1e-6)
+  assert np.abs(other[1]).max() > 1e-3
+
+
+def partial_apply(net, params):
+  return lambda *given: net.apply({"params": params}, *given)
+
+
+def test_recomputing_in_the_backward_pass_changes_no_number(kind):
+  given = inputs()
+  params = stirred(build(kind))
+
+  def gradient(remat):
+    net = build(kind, remat=remat)
+    loss = lambda p: jnp.mean(jnp.square(net.apply({"params": p}, *given)))  # noqa: E731
+    return jax.grad(loss), jax.jit(jax.grad(loss))(params)
+
+  plain, kept = gradient("none")
+  full, recomputed = gradient("full")
+  for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed)):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  assert "remat" in str(jax.make_jaxpr(full)(params))
+  assert "remat" not in str(jax.make_jaxpr(plain)(params))
+
+
+@pytest.mark.parametrize(
+  ("change", "told"),
+  [
+    (dict(kind="triple"), "kind is 'triple'; choose one of single"),
+    (dict(dtype="float16"), "dtype is 'float16'"),
+  ],
+)
+def test_what_cannot_be_built_is_told(change, told):
+  section = base.get_config().flow_predictor
+  section.update(**change)
+  with pytest.raises(ValueError, match=told):
+    models.build_flow_predictor(section.to_dict())
+
+
+def test_sizes_that_do_not_fit_are_told(kind):
+  net, (frame, points_xy, flow_xy) = build(kind), inputs()
+  with pytest.raises(ValueError, match="18 x 16 does not divide into patches of 4"):
+    net.init(jax.random.key(0), jnp.zeros((2, 18, 16, 3)), points_xy, flow_xy)
+  with pytest.raises(ValueError, match="at least one point"):
+    net.init(jax.random.key(0), frame, points_xy[:, :0], flow_xy[:, :0])
+
+
+def test_a_single_stream_learns_to_move_the_picture_as_the_flow_says():
+  """Pictures moved as a whole; with the right flow the error falls well below another's."""
+  net = build("single")
+  optimizer = optax.adam(3e-3)
+
+  def batch(key):
+    first, second = jax.random.split(key)
+    coarse = jax.random.uniform(first, (16, 6, 6, 3))
+    big = jax.image.resize(coarse, (16, 24, 24, 3), "linear")
+    move = jax.random.randint(second, (16, 2), -4, 5)
+
+    def shifted(picture, by_xy):
+      start = (4 - by_xy[1], 4 - by_xy[0], 0)
+      return jax.lax.dynamic_slice(picture, start, (SIDE, SIDE, 3))
+
+    frames = [jax.vmap(shifted)(big, move * i) for i in (0, 1)]
+    points_xy = jnp.broadcast_to(jnp.array([[6.0, 6.0], [10.0, 10.0]]), (16, 2, 2))
+    flow_xy = jnp.broadcast_to(move[:, None].astype(jnp.float32), (16, 2, 2))
+    return geometry.normalise(frames[0]), frames[1], points_xy, flow_xy
+
+  def loss(params, given, flow_xy):
+    frame1, frame2, points_xy, _ = given
+    return jnp.mean(jnp.square(net.apply({"params": params}, frame1, points_xy, flow_xy) - frame2))
+
+  @jax.jit
+  def train(params, keys):
+    def step(carry, key):
+      params, state = carry
+      given = batch(key)
+      gradient = jax.grad(loss)(params, given, given[3])
+      updates, state = optimizer.update(gradient, state, params)
+      return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+  first = batch(jax.random.key(0))
+  params = net.init(jax.random.key(1), first[0], first[2], first[3])["params"]
+  params = train(params, jax.random.split(jax.random.key(2), 300))
+  held_out = batch(jax.random.key(3))
+  told = loss(params, held_out, held_out[3])
+  assert told < 0.8 * loss(params, held_out, jnp.zeros_like(held_out[3]))
+  assert told < 0.8 * loss(params, held_out, jnp.roll(held_out[3], 1, axis=0))
