@@ -40,6 +40,27 @@ def get_config() -> ConfigDict:
   f.single = ConfigDict(dict(width=192, depth=6, heads=6))
   f.single.context = 0  # pixels round each patch that its token sees too
 
+  # RAFT or SEA-RAFT; configs/flow_networks.py has the released sizes by name.
+  c.flow_network = w = ConfigDict()
+  w.kind = "none"  # none | raft | sea_raft
+  w.stem_width, w.widths, w.depths = 64, (64, 96, 128), (2, 2, 2)  # of both encoders
+  w.block = "residual"  # residual | bottleneck
+  w.feature_norm = "instance"  # batch (stored statistics, never updated) | instance | group | none
+  w.context_norm = "batch"
+  w.feature_width, w.hidden_width, w.context_width = 256, 128, 128
+  w.corr_widths, w.flow_widths, w.motion_width = (256, 192), (128, 64), 128  # motion encoder
+  w.head_width = 256
+  w.radius, w.levels = 4, 4  # of correlation windows, of their pyramid
+  w.iterations = 12
+  w.gru = "separable"  # raft only: separable | square
+  w.upsampling = "convex"  # raft only: convex | bilinear
+  w.refine_blocks = 2  # sea_raft only: ConvNeXt blocks of an iteration
+  w.correlation = "auto"  # all_pairs | on_demand (less memory, slower) | auto: by the frames' size
+  w.padding = "split"  # to multiples of 8: split between both sides | bottom: rows only below
+  w.scale = 0  # the network sees frames 2^scale times their size
+  w.remat = False  # recompute each iteration in the backward pass
+  w.dtype = "float32"
+
   c.pretrain = p = ConfigDict()
   p.loss_on = "hidden"  # hidden | all patches of frame 2
   p.target = "raw"  # raw | normalised: per-patch zero mean, unit variance

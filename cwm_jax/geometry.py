@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -96,6 +96,24 @@ def resize(
   return jax.image.resize(image, shape, "linear", antialias=antialias)
 
 
+def resize_corners(
+  image: Float[Array, "*b h w c"], size_hw: tuple[int, int]
+) -> Float[Array, "*b h2 w2 c"]:
+  """Bilinear resize that keeps the corner pixels in the corners (torch's `align_corners=True`)."""
+
+  def weights(length, out_length):
+    place = jnp.arange(out_length) * ((length - 1) / max(1, out_length - 1))
+    low = jnp.clip(jnp.floor(place), 0, max(0, length - 2))
+    share, pixels = (place - low)[:, None], jnp.arange(length)
+    return jnp.where(pixels == low[:, None], 1 - share, 0.0) + jnp.where(
+      pixels == low[:, None] + 1, share, 0.0
+    )
+
+  rows, columns = (weights(*sizes) for sizes in zip(image.shape[-3:-1], size_hw))
+  exact = jax.lax.Precision.HIGHEST
+  return jnp.einsum("ih,jw,...hwc->...ijc", rows, columns, image, precision=exact)
+
+
 def resize_window(
   image: Float[Array, "*b h w c"],
   corner_yx: Int[Array, " 2"],
@@ -149,6 +167,45 @@ def sample_bilinear(
   top = image[y0, x0] * (1 - wx) + image[y0, x1] * wx
   bottom = image[y1, x0] * (1 - wx) + image[y1, x1] * wx
   return top * (1 - wy) + bottom * wy
+
+
+def warp_inside(
+  image: Float[Array, "h w c"], flow_xy: Float[Array, "h w 2"]
+) -> Float[Array, "h w c"]:
+  """As `warp_backward`, but what lies outside the image is 0 (torch's `grid_sample`)."""
+  h, w = flow_xy.shape[:2]
+  # A frame of zeros one pixel wide; beyond it there is nothing to tell apart.
+  padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+  return sample_bilinear(padded, pixel_centres(h, w) + flow_xy + 1.0)
+
+
+def round_trip(
+  flow_xy: Float[Array, "*b h w 2"],
+  back_xy: Float[Array, "*b h w 2"],
+  *,
+  threshold: float = 6.0,
+  relative: bool = False,
+) -> tuple[Float[Array, "*b h w"], Bool[Array, "*b h w"]]:
+  """How far each pixel lands from itself, forward by one flow and back by the other.
+
+  Args:
+    flow_xy: from frame 1 to frame 2.
+    back_xy: from frame 2 to frame 1; 0 outside the frame.
+    threshold: absolute, in pixels; or a share of the squared lengths of both flows.
+    relative: the squared distance may be `threshold` times the squared lengths, and 0.5 more.
+
+  Returns:
+    Distance over what is allowed (squares of both when relative), and whether the pixel is within
+    it, that is, not occluded in frame 2.
+  """
+  warped = jnp.vectorize(warp_inside, signature="(h,w,c),(h,w,d)->(h,w,c)")(back_xy, flow_xy)
+  squared = jnp.sum((flow_xy + warped) ** 2, axis=-1)
+  if relative:
+    lengths = jnp.sum(flow_xy**2, axis=-1) + jnp.sum(warped**2, axis=-1)
+    ratio = squared / (threshold * lengths + 0.5)
+  else:
+    ratio = jnp.sqrt(squared) / threshold
+  return ratio, ratio <= 1.0
 
 
 def warp_backward(

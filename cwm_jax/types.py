@@ -38,6 +38,19 @@ class Prediction(NamedTuple):
   tokens: Array | None = None
 
 
+class FlowEstimate(NamedTuple):
+  """What a flow network says.
+
+  flow_xy: float32 [..., H, W, 2], (dx, dy) from frame 1 to frame 2, pixels.
+  info:    float32 [..., H, W, 4], the mixture of two Laplacians that the flow is the middle of: the
+           logits of the wide and of the narrow one, then the raw logarithms of their scales; or
+           None where a network says nothing of it.
+  """
+
+  flow_xy: Array
+  info: Array | None = None
+
+
 class Tracks(NamedTuple):
   """Where the points went.
 

@@ -97,7 +97,11 @@ def recipe(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarra
   for name, shape in shapes.items():
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     values, leaf = rng.standard_normal(shape), name.rsplit(".", 1)[-1]
-    if leaf == "pos_embed" or "mask_token" in leaf:
+    if leaf == "running_mean":
+      values *= 0.1
+    elif leaf == "running_var":
+      values = np.exp(0.3 * values)
+    elif leaf == "pos_embed" or "mask_token" in leaf:
       values *= 0.5
     elif leaf.endswith("bias"):
       values *= 0.1
@@ -107,3 +111,5 @@ def recipe(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarra
       values /= np.sqrt(np.prod(shape[1:]))
     made[name] = values.astype(np.float32)
   return made
+    elif leaf == "gamma":
+      values *= 0.3

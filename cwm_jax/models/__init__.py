@@ -54,6 +54,35 @@ def build_flow_predictor(flow_predictor: Any):
   )
 
 
+def build_flow_network(flow_network: Any):
+  """Makes the RAFT or SEA-RAFT that `config.flow_network` describes.
+
+  Args:
+    flow_network: mapping with the keys of `configs/base.py`'s `flow_network` section.
+
+  Raises:
+    ValueError: an unknown kind or dtype.
+  """
+  from cwm_jax.models.raft import Raft
+  from cwm_jax.models.sea_raft import SeaRaft
+
+  kinds = {"raft": (Raft, ("gru", "upsampling")), "sea_raft": (SeaRaft, ("refine_blocks",))}
+  kind = flow_network["kind"]
+  if kind not in kinds:
+    raise ValueError(f"flow_network.kind is {kind!r}; choose one of {', '.join(kinds)}")
+  module, own = kinds[kind]
+  tuples = "widths depths corr_widths flow_widths".split()
+  keys = (
+    "stem_width block feature_norm context_norm feature_width hidden_width context_width "
+    "motion_width head_width radius levels iterations correlation padding scale remat"
+  ).split()
+  return module(
+    **{key: tuple(flow_network[key]) for key in tuples},
+    **{key: flow_network[key] for key in (*keys, *own)},
+    dtype=_dtype(flow_network, "flow_network"),
+  )
+
+
 def _dtype(section: Any, name: str):
   import jax.numpy as jnp
 

@@ -1,0 +1,115 @@
+"""The flow networks of the public releases, by name, and their sizes.
+
+raft-large and raft-small, SEA-RAFT's S, M and L (M with more iterations), and the network that
+Opt-CWM was distilled into.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cwm_jax.configs import base
+
+
+def sea_raft(
+  *,
+  depths: tuple[int, int, int],
+  iterations: int,
+  stem_width: int = 64,
+  widths: tuple[int, int, int] = (64, 128, 256),
+  dim: int = 128,
+  scale: int = 0,
+) -> dict[str, Any]:
+  """SEA-RAFT's sizes from those that its authors' configurations name.
+
+  Args:
+    depths: blocks of each stage, (2, 2, 2) for "resnet18" and (3, 4, 6) for "resnet34".
+    iterations: of refinement.
+    stem_width: "initial_dim".
+    widths: "block_dims".
+    dim: channels of the hidden state, and of all else in proportion.
+    scale: the network sees frames 2^scale times their size.
+  """
+  return dict(
+    kind="sea_raft",
+    stem_width=stem_width,
+    widths=widths,
+    depths=depths,
+    block="residual",
+    feature_norm="batch",
+    context_norm="batch",
+    feature_width=2 * dim,
+    hidden_width=dim,
+    context_width=dim,
+    corr_widths=(2 * dim, dim + dim // 2),
+    flow_widths=(dim, dim // 2),
+    motion_width=dim,
+    head_width=2 * dim,
+    radius=4,
+    refine_blocks=2,
+    iterations=iterations,
+    scale=scale,
+  )
+
+
+_RAFT = dict(kind="raft", depths=(2, 2, 2), feature_norm="instance", iterations=32, scale=0)
+_S, _M = (2, 2, 2), (3, 4, 6)
+NETWORKS = {
+  "raft-large": _RAFT
+  | dict(
+    stem_width=64,
+    widths=(64, 96, 128),
+    block="residual",
+    context_norm="batch",
+    feature_width=256,
+    hidden_width=128,
+    context_width=128,
+    corr_widths=(256, 192),
+    flow_widths=(128, 64),
+    motion_width=128,
+    head_width=256,
+    radius=4,
+    gru="separable",
+    upsampling="convex",
+  ),
+  "raft-small": _RAFT
+  | dict(
+    stem_width=32,
+    widths=(32, 64, 96),
+    block="bottleneck",
+    context_norm="none",
+    feature_width=128,
+    hidden_width=96,
+    context_width=64,
+    corr_widths=(96,),
+    flow_widths=(64, 32),
+    motion_width=82,
+    head_width=128,
+    radius=3,
+    gru="square",
+    upsampling="bilinear",
+  ),
+  "sea-raft-S": sea_raft(depths=_S, iterations=4),
+  "sea-raft-M": sea_raft(depths=_M, iterations=4),
+  "sea-raft-L": sea_raft(depths=_M, iterations=12),
+  "opt-cwm-distilled": sea_raft(depths=_M, iterations=12),
+}
+
+
+def get_config(arg: str = "sea-raft-S") -> ConfigDict:
+  c = base.get_config()
+  c.flow_network.update(network(arg or "sea-raft-S"))
+  return c
+
+
+def network(name: str) -> dict[str, Any]:
+  """What a network has in the `flow_network` section; the rest are the defaults.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  if name not in NETWORKS:
+    raise ValueError(f"unknown flow network {name!r}; choose one of {', '.join(NETWORKS)}")
+  return dict(NETWORKS[name])
