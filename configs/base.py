@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.job = "train"  # train | evaluate
-  c.task = "pretrain"  # which file of cwm_jax/tasks
+  c.task = "pretrain"  # pretrain | joint: which file of cwm_jax/tasks
   c.seed = 0
   c.total = "1000 steps"  # steps, examples, epochs: how long to train; fixes the schedules
   c.stop_after = ""  # leave early but cleanly: "8 minutes", "500 steps"; "" runs to the end
@@ -39,6 +39,38 @@ def get_config() -> ConfigDict:
   f.remat = "none"
   f.single = ConfigDict(dict(width=192, depth=6, heads=6))
   f.single.context = 0  # pixels round each patch that its token sees too
+  f.two_stream = t = ConfigDict()
+  t.setting = "release"  # release: normalises twice, one head across streams | plain: neither
+  t.grid_hw = ()  # the one grid of patches it takes; () takes any, but weights go with one
+  t.encoder_width, t.encoder_heads = 768, 12
+  t.decoder_width, t.decoder_heads = 384, 6
+  # Of each block; models/two_stream.py says how to read them.
+  t.encoder_links = ("o<->o", "o-_", "o-_", "o-_") * 3
+  t.decoder_links = ("o<->o", "o<-_", "o-_", "o-_")
+
+  # The learned mark's network, and how large its marks are.
+  c.perturber = r = ConfigDict()
+  r.hidden_width = 512
+  r.init = "white"  # white (the channels coincide at first) | plain | file
+  r.file = ""  # mark file, or weights file with a learned mark, for init = "file"
+  r.size = 0  # side of the mark's grid, pixels; 0 takes 20 / 256 of the image, less by `scale`
+  r.scale = 1  # the predictor's image is so many times larger than the one that marks are for
+
+  # Joint training of perturber and Psi-flow through a frozen predictor, which brings its own
+  # settings: `model` is not read.
+  c.joint = j = ConfigDict()
+  j.weights = ""  # the predictor's weights file, or a release's name; "" takes the shipped one
+  j.dtype = ""  # compute dtype of the predictor; "" takes the file's own
+  j.image_hw = ()  # pixels of the frames, as Psi-flow sees them; () takes the predictor's
+  j.num_points = 8  # queries a pair
+  j.query = "centre"  # centre | anywhere in its patch
+  j.masks = "point"  # point: masks of its own for each | shared by the points of a pair
+  j.num_masks = 1  # a point
+  j.mask_ratio = 0.0  # 0 takes what the predictor was trained with
+  j.inverse_temperature = 200.0  # of the soft-argmax
+  j.order, j.average = "release", "hidden"  # how several masks are averaged; see evaluate
+  j.protocol = "half_pixel"  # half_pixel | release: coordinates and resizes as the public code's
+  j.points_at_once = 1  # of each pair; more is quicker on an accelerator and takes more memory
 
   # RAFT or SEA-RAFT; configs/flow_networks.py has the released sizes by name.
   c.flow_network = w = ConfigDict()
@@ -70,6 +102,7 @@ def get_config() -> ConfigDict:
   o.scale_lr = False  # multiply by batch / 256
   o.final_lr_ratio = 0.0  # end of the cosine, as a share of the peak
   o.warmup = "0 steps"
+  o.warmup_from_zero = False  # the first update has rate 0, as in the release; else one step's
   o.b1, o.b2, o.eps = 0.9, 0.95, 1e-8
   o.weight_decay = 0.05
   o.decay_exclude = r"bias|scale|positions|mask_token"  # paths that are never decayed

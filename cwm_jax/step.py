@@ -62,8 +62,10 @@ def make_update(
     if ema is not None:
       decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
       ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, params)
+    watched = {f"{name}_grad_norm": optax.tree.norm(grads[name]) for name in task.watched}
     metrics = dict(
       metrics,
+      **watched,
       grad_norm=optax.tree.norm(grads),
       update_norm=optax.tree.norm(updates),
       param_norm=optax.tree.norm(params),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   images_every = steps(config.log.images_every, "log.images_every")
   eval_every = steps(config.log.eval_every, "log.eval_every")
   save_every = steps(config.checkpoint.every, "checkpoint.every")
-  names = "peak_lr scale_lr final_lr_ratio b1 b2 eps weight_decay decay_exclude freeze clip_norm"
+  names = (
+    "peak_lr scale_lr final_lr_ratio warmup_from_zero b1 b2 eps weight_decay decay_exclude freeze "
+    "clip_norm"
+  )
   tx, rate = optim.make(
     total_steps=total,
     warmup_steps=steps(config.optim.warmup, "optim.warmup"),
@@ -98,7 +102,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   places = sharding.state_shardings(abstract, config.sharding, mesh)
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
-  # Restore, by priority: 1. this workdir, 2. init_from, 3. scratch.
+  # Restore, by priority: 1. this workdir, 2. init_from, 3. what the task is given, 4. scratch.
   wanted = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
     abstract,
@@ -108,7 +112,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   if state is not None:
     log.info("going on from step %d in %s", int(state.step), workdir)
   else:
-    state = jax.jit(create, out_shardings=places)(key)
+    state = with_params(jax.jit(create, out_shardings=places)(key), task.given, places)
     if config.init_from:
       state = start_from(config.init_from, state, places)
       log.info("parameters from %s", config.init_from)
@@ -239,9 +243,14 @@ def start_from(source: str | Path, state: TrainState, places: TrainState) -> Tra
   flat = merge.merge(
     weights.flatten(state.params), weights.flatten(loaded), where=f"init_from {source}"
   )
-  params = jax.device_put(weights.unflatten(flat), places.params)
-  ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-  return state._replace(params=params, ema=ema)
+  return with_params(state, weights.unflatten(flat), places)
+
+
+def with_params(state: TrainState, given: Mapping[str, Any], places: TrainState) -> TrainState:
+  """`state` with parameters replaced, by their first names, in the running average too."""
+  new = jax.device_put(dict(given), {name: places.params[name] for name in given})
+  ema = None if state.ema is None else {**state.ema, **jax.tree.map(jnp.copy, new)}
+  return state._replace(params={**state.params, **new}, ema=ema)
 
 
 def make_render(image_hw: tuple[int, int], texture_size: int, placement: Any) -> Any:

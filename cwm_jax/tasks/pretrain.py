@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ class Pretrain:
   loss_on: str = "hidden"
   target: str = "raw"
   held_out: readout.HeldOutReadout | None = None
+  # Everything is trained, from scratch unless `init_from` says otherwise.
+  given: ClassVar[dict[str, Any]] = {}
+  watched: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self):
     if self.loss_on not in LOSS_ON:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from cwm_jax import geometry
 from cwm_jax.counterfactual import flow, masks, multimask, perturb
@@ -77,17 +78,23 @@ class HeldOutReadout:
     self._questions: dict[str, _Questions] = {}
     self._answer: Any = None
 
-  def run(self, params: dict[str, Any]) -> Iterator[tuple[str, float]]:
+  def run(
+    self, params: dict[str, Any], mark: perturb.Mark | None = None
+  ) -> Iterator[tuple[str, float]]:
     """Yields, a preset each: average and median error in pixels, the same of answering "it did not
     move", and the median as a share of that.
 
     Args:
       params: of the model; may be sharded.
+      mark: see `counterfactual.perturb`; None takes a red square of half a patch. Under one that
+        is a `jax.tree_util.Partial`, parameters may change from call to call.
     """
     if not self._num_scenes:
       return
     if self._answer is None:
       self._answer = jax.jit(self._destinations, out_shardings=_whole(params))
+    mark = perturb.Square(size=max(1, self._model.patch // 2)) if mark is None else mark
+    mark = mark if isinstance(mark, Partial) else Partial(mark)
     for name, preset in self._presets.items():
       if name not in self._questions:
         self._questions[name] = self._ask(preset)
@@ -95,7 +102,7 @@ class HeldOutReadout:
       if not asked.valid.any():
         continue
       found = np.asarray(
-        self._answer(params, asked.frames, asked.pair_of, asked.points_xy, asked.valid)
+        self._answer(params, mark, asked.frames, asked.pair_of, asked.points_xy, asked.valid)
       )
       error = np.linalg.norm(found - asked.truth_xy, axis=-1)[asked.valid]
       still = np.linalg.norm(asked.points_xy - asked.truth_xy, axis=-1)[asked.valid]
@@ -131,7 +138,7 @@ class HeldOutReadout:
       valid=valid.reshape(-1),
     )
 
-  def _destinations(self, params, frames, pair_of, points_xy, valid):
+  def _destinations(self, params, mark, frames, pair_of, points_xy, valid):
     """Where the points go, (x, y) pixels [N, 2]."""
     patches = self._grid_hw[0] * self._grid_hw[1]
     predict = partial(
@@ -140,11 +147,16 @@ class HeldOutReadout:
     count = self._masks.shape[0]
     shared = jnp.broadcast_to(self._masks, (frames.shape[0], *self._masks.shape))
     clean = multimask.clean_predictions(
-      predict, frames, shared, jnp.ones(frames.shape[0], bool), chunk=_PASSES, keep_tokens=False
+      predict,
+      frames,
+      shared,
+      jnp.ones(frames.shape[0], bool),
+      chunk=_PASSES,
+      keep_tokens=getattr(mark.func, "reads_token", True),
     )
     return flow.flow_points(
       predict,
-      perturb.Square(size=max(1, self._model.patch // 2)),
+      mark,
       frames,
       shared,
       clean,
@@ -159,3 +171,43 @@ def _whole(params: Any) -> Any:
   """A sharding that puts the answer on every device that holds `params`."""
   place = jax.tree.leaves(params)[0].sharding
   return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place
+
+
+def build(
+  config: Any, model: Any, *, image_hw: tuple[int, int], mask_ratio: float
+) -> HeldOutReadout:
+  """The read-out of a job: the presets of its curriculum, as often as its `log` section says.
+
+  Args:
+    config: a job's.
+    model: a predictor module.
+    image_hw: pixels it sees.
+    mask_ratio: share of frame 2's patches hidden.
+  """
+  return HeldOutReadout(
+    model=model,
+    image_hw=image_hw,
+    mask_ratio=mask_ratio,
+    presets=presets(config.data.sources.scenes),
+    num_scenes=config.log.eval_scenes,
+    num_masks=config.log.eval_masks,
+    **scene_settings(config, image_hw),
+  )
+
+
+def presets(scenes: Any) -> list[str]:
+  """Every preset of a curriculum, once, in its order; `worlds` where there are no scenes."""
+  stages = [stage for _, stage in scenes.curriculum] if scenes.weight > 0 else ["worlds"]
+  # A stage is a preset's name, or (name, weight) pairs.
+  listed = [[stage] if isinstance(stage, str) else dict(stage) for stage in stages]
+  return list(dict.fromkeys(name for names in listed for name in names))
+
+
+def scene_settings(config: Any, image_hw: tuple[int, int]) -> dict[str, int]:
+  """How held-out scenes are drawn: as the job's own, from seeds below them."""
+  scenes = config.data.sources.scenes
+  return dict(
+    before_seed=scenes.first_seed,
+    max_objects=scenes.max_objects,
+    texture_size=scenes.texture_size or min(image_hw),
+  )

@@ -1,0 +1,117 @@
+"""From a config to the joint task: a frozen predictor's file, a perturber and Psi-flow."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cwm_jax import models, tasks
+from cwm_jax.counterfactual import perturb
+from cwm_jax.models.perturber import INITS, Perturber
+from cwm_jax.pretrained import learned_marks, mark_files, releases, weights
+from cwm_jax.tasks import bottleneck, joint, readout
+from cwm_jax.types import FramePair, InputError
+
+# The paper's mark: 20 pixels of an image of 256.
+_MARK_SHARE = 20 / 256
+
+
+def build(config: Any) -> joint.Joint:
+  """Makes the task from the sections `joint`, `perturber`, `flow_predictor`, `log` and `data`.
+
+  Raises:
+    InputError: settings or files it cannot work with, or an optimizer that would move the frozen
+      predictor.
+  """
+  settings = config.joint
+  path = releases.locate(settings.weights) if settings.weights else weights.shipped()
+  params, stored = weights.load(path)
+  weights.check_fit(params, stored, where=f"weights file {path}")
+  model = dict(stored["model"])
+  model["dtype"] = settings.dtype or model["dtype"]
+  predictor_hw = tuple(model["image_hw"])
+  image_hw = tuple(settings.image_hw) or predictor_hw
+  try:
+    predictor = models.build(model)
+    flow_predictor = models.build_flow_predictor(config.flow_predictor)
+  except (ValueError, TypeError, ZeroDivisionError) as error:
+    raise InputError(f"config.joint or config.flow_predictor cannot be built: {error}") from None
+  perturber, given = _perturber(config.perturber, model)
+  ratio = settings.mask_ratio or model["mask_ratio"]
+  preset = readout.presets(config.data.sources.scenes)[-1]
+  task = joint.Joint(
+    predictor=predictor,
+    perturber=perturber,
+    flow_predictor=flow_predictor,
+    given={joint.PREDICTOR: params, **given},
+    image_hw=image_hw,
+    predictor_hw=predictor_hw,
+    mask_ratio=ratio,
+    mark_size=mark_size(config.perturber, predictor_hw),
+    mark_scale=config.perturber.scale,
+    held_out=readout.build(config, predictor, image_hw=predictor_hw, mask_ratio=ratio),
+    own_mark=_own_mark(stored, path),
+    probe=bottleneck.Probe(
+      image_hw=image_hw,
+      preset=preset,
+      num_scenes=config.log.eval_scenes,
+      **readout.scene_settings(config, image_hw),
+    ),
+    **{
+      name: settings[name]
+      for name in "num_points query masks num_masks inverse_temperature order average protocol "
+      "points_at_once".split()
+    },
+  )
+  _check(task, config.optim.freeze)
+  return task
+
+
+def mark_size(section: Any, predictor_hw: tuple[int, int]) -> int:
+  """Side of the mark's grid: as the `perturber` section says, or the paper's share of the image.
+
+  With `scale` the grid is that of an image so many times smaller, and its pixels are enlarged.
+  """
+  if section.scale < 1:
+    raise InputError(f"perturber.scale is {section.scale}; give 1 or more")
+  return section.size or round(_MARK_SHARE * min(predictor_hw) / section.scale)
+
+
+def _perturber(section: Any, model: dict[str, Any]) -> tuple[Perturber, dict[str, Any]]:
+  """The module, and its parameters where they come from a file."""
+  if section.init not in (*INITS, "file"):
+    raise InputError(f"perturber.init is {section.init!r}; choose one of {', '.join(INITS)}, file")
+  if section.init != "file":
+    return Perturber(hidden_width=section.hidden_width, init_kind=section.init), {}
+  if not section.file:
+    raise InputError("perturber.init is 'file': name it by perturber.file")
+  params, stored = mark_files.read(section.file, model=model)
+  width = stored["mark"]["hidden_width"]
+  return Perturber(hidden_width=width), {joint.PERTURBER: params}
+
+
+def _own_mark(stored: dict[str, Any], path: Any) -> perturb.Mark:
+  """What the predictor's weights file recommends; a red square where it says nothing."""
+  if learned_marks.is_learned(stored):
+    return learned_marks.build(stored, jax.tree.map(jnp.asarray, weights.load_perturber(path)))
+  if "mark" in stored:
+    return perturb.build(stored["mark"])
+  return perturb.Square(size=max(1, stored["model"]["patch"] // 2))
+
+
+def _check(task: joint.Joint, freeze: str) -> None:
+  """Traces a step, and sees that the optimizer leaves the predictor alone and nothing else."""
+  what = "config.joint, perturber or flow_predictor"
+  shapes = tasks.trace(task.init, jax.random.key(0), what=what)
+  pair = FramePair(jax.ShapeDtypeStruct((1, 2, *task.image_hw, 3), jnp.float32))
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  tasks.trace(task.loss, shapes, pair, keys, what=what)
+  frozen = {name: bool(freeze and re.search(freeze, name)) for name in weights.flatten(shapes)}
+  if any(is_frozen != name.startswith(f"{joint.PREDICTOR}/") for name, is_frozen in frozen.items()):
+    raise InputError(
+      f"the joint task trains all but the predictor: set optim.freeze to '^{joint.PREDICTOR}/', "
+      f"not {freeze!r}"
+    )
