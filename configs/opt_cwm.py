@@ -41,6 +41,22 @@ MODELS = {
 PERTURBER = dict(hidden_width=512, size=20)
 MARK_SCALES = {"opt-cwm-256": 1, "opt-cwm-512": 2}
 
+# The release's joint training. It means betas of (0.9, 0.95) and never reads them; of what it
+# decays, mask tokens are a part.
+JOINT_OPTIM = dict(
+  peak_lr=1.5e-4,
+  scale_lr=True,
+  final_lr_ratio=0.0,
+  warmup="40 epochs",
+  warmup_from_zero=True,
+  b1=0.9,
+  b2=0.999,
+  eps=1e-8,
+  weight_decay=0.05,
+  decay_exclude=r"bias|scale",
+  clip_norm=0.0,
+)
+
 
 def get_config(arg: str = "opt-cwm-512") -> ConfigDict:
   c = base.get_config()

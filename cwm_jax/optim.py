@@ -14,12 +14,19 @@ from cwm_jax.types import InputError
 
 
 def learning_rate(
-  *, peak: float, warmup_steps: int, total_steps: int, final_ratio: float = 0.0
+  *,
+  peak: float,
+  warmup_steps: int,
+  total_steps: int,
+  final_ratio: float = 0.0,
+  warmup_from_zero: bool = False,
 ) -> Callable[[Any], Any]:
   """Linear warm-up to `peak`, then a half cosine down to `peak * final_ratio` at `total_steps`.
 
   The returned function takes the number of updates done. The first update already has
-  peak / warmup_steps, so that it is not wasted; past the end the last value stays.
+  peak / warmup_steps, so that it is not wasted; past the end the last value stays. With
+  `warmup_from_zero`, the public release's way, the first update has 0 and the warm-up's last the
+  peak, which the update after it has once more.
 
   Raises:
     InputError: the warm-up is not shorter than the whole.
@@ -31,7 +38,10 @@ def learning_rate(
 
   def rate(count):
     count = jnp.asarray(count, jnp.float32)
-    warm = jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
+    if warmup_steps and warmup_from_zero:
+      warm = jnp.minimum(1.0, count / max(1, warmup_steps - 1))
+    else:
+      warm = jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
     done = jnp.clip((count - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
     cosine = final_ratio + (1 - final_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * done))
     return peak * warm * cosine
@@ -83,6 +93,7 @@ def make(
   decay_exclude: str,
   freeze: str,
   clip_norm: float,
+  warmup_from_zero: bool = False,
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
   """Builds the optimizer from the `optim` section of a config.
 
@@ -91,6 +102,7 @@ def make(
     batch_size: pairs a step.
     peak_lr: highest learning rate; times batch_size / 256 where `scale_lr`.
     clip_norm: largest global norm of the trained parameters' gradient; 0 never clips.
+    warmup_from_zero: see `learning_rate`.
     The rest: see `configs/base.py`.
 
   Returns:
@@ -105,6 +117,7 @@ def make(
     warmup_steps=warmup_steps,
     total_steps=total_steps,
     final_ratio=final_lr_ratio,
+    warmup_from_zero=warmup_from_zero,
   )
   trained = optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwm_jax import models
+from cwm_jax.configs import base
 from cwm_jax.pretrained import keymaps
 
 
@@ -85,6 +86,33 @@ def predictor(section: dict[str, Any], *, scale: int = 1, patch: int = 8) -> Any
   )
 
 
+def flow_predictor(folder: Path) -> Any:
+  """The two-stream module that the set's own JSON file describes."""
+  name = settings(folder, "opt_cwm", "two_stream_config")
+  told = json.loads((folder / name).read_text())
+  encoder, decoder = told["encoder_params"], told["decoder_params"]
+  blocks = encoder["transformer_params"]["block_params"]["primary"]
+  patch = encoder["primary"]["patch_size"][-1]
+  section = base.get_config().flow_predictor.to_dict()
+  section |= dict(kind="two_stream", patch=patch, mlp_ratio=blocks.get("mlp_ratio", 4.0))
+  section["two_stream"] = dict(
+    setting="release",
+    grid_hw=[side // patch for side in encoder["primary"]["inp"]["inp_size"][1:]],
+    encoder_width=blocks["dim"],
+    encoder_heads=blocks["attn"]["num_heads"],
+    encoder_links=_links(encoder["transformer_params"]),
+    decoder_width=decoder["block_params"]["primary"]["dim"],
+    decoder_heads=decoder["block_params"]["primary"]["attn"]["num_heads"],
+    decoder_links=_links(decoder),
+  )
+  return models.build_flow_predictor(section)
+
+
+def _links(section: dict[str, Any]) -> tuple[str, ...]:
+  patterns = section["conn_patterns"]
+  return (patterns,) * section["depth"] if isinstance(patterns, str) else tuple(patterns)
+
+
 def predictor_params(state: dict[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
   """A predictor's parameters out of a state dict, which may hold more under other prefixes."""
   mine = {name: array for name, array in state.items() if name.startswith(prefix)}
@@ -103,6 +131,8 @@ def recipe(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarra
       values = np.exp(0.3 * values)
     elif leaf == "pos_embed" or "mask_token" in leaf:
       values *= 0.5
+    elif leaf == "gamma":
+      values *= 0.3
     elif leaf.endswith("bias"):
       values *= 0.1
     elif len(shape) == 1:
@@ -111,5 +141,3 @@ def recipe(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarra
       values /= np.sqrt(np.prod(shape[1:]))
     made[name] = values.astype(np.float32)
   return made
-    elif leaf == "gamma":
-      values *= 0.3

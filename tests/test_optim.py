@@ -47,6 +47,13 @@ def test_the_rate_rises_linearly_then_falls_along_a_half_cosine():
   np.testing.assert_allclose([rate(12), rate(50)], [0.2, 0.2], rtol=1e-6)
 
 
+def test_a_warm_up_from_zero_wastes_the_first_update_and_has_the_peak_twice():
+  rate = optim.learning_rate(peak=2.0, warmup_steps=5, total_steps=12, warmup_from_zero=True)
+  np.testing.assert_allclose([rate(i) for i in range(6)], [0, 0.5, 1.0, 1.5, 2.0, 2.0], rtol=1e-6)
+  flat = optim.learning_rate(peak=2.0, warmup_steps=0, total_steps=12, warmup_from_zero=True)
+  assert float(flat(0)) == 2.0
+
+
 def test_without_warm_up_the_first_update_has_the_peak_rate():
   rate = optim.learning_rate(peak=2.0, warmup_steps=0, total_steps=10)
   assert float(rate(0)) == 2.0

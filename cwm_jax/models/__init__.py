@@ -39,16 +39,20 @@ def build_flow_predictor(flow_predictor: Any):
   Raises:
     ValueError: an unknown kind or dtype.
   """
-  from cwm_jax.models.flow_predictor import SingleStreamFlowPredictor
+  from cwm_jax.models.flow_predictor import FlowConditionedPredictor, SingleStreamFlowPredictor
 
-  kinds = {"single": SingleStreamFlowPredictor}
+  kinds = {"single": SingleStreamFlowPredictor, "two_stream": FlowConditionedPredictor}
   kind = flow_predictor["kind"]
   if kind not in kinds:
     raise ValueError(f"flow_predictor.kind is {kind!r}; choose one of {', '.join(kinds)}")
   shared = {key: flow_predictor[key] for key in ("patch", "mlp_ratio", "remat")}
+  sizes = dict(flow_predictor[kind])
+  if kind == "two_stream":
+    sizes["grid_hw"] = tuple(sizes["grid_hw"]) or None
+    sizes |= {key: tuple(sizes[key]) for key in ("encoder_links", "decoder_links")}
   return kinds[kind](
     **shared,
-    **flow_predictor[kind],
+    **sizes,
     attention_impl=flow_predictor["attention_impl"] or None,
     dtype=_dtype(flow_predictor, "flow_predictor"),
   )

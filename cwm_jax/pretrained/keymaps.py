@@ -12,8 +12,8 @@ A further release needs a further tuple of rules, and a `Layout` where its layou
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,13 @@ class Rule:
     theirs: names in their state dict; "{i}" stands for the number of a block.
     ours: '/'-joined path of our parameter.
     layout: how the numbers are laid out anew.
+    blocks: the numbers that "{i}" stands for; None for all from 0 to the highest there is.
   """
 
   theirs: tuple[str, ...]
   ours: str
   layout: Layout = field(default_factory=Same)
+  blocks: range | None = None
 
 
 def predictor_rules(
@@ -62,10 +64,10 @@ def predictor_rules(
     Rule(("encoder.patch_embed.proj.weight",), "patch_embed/kernel", PatchEmbedding()),
     Rule(("encoder.patch_embed.proj.bias",), "patch_embed/bias"),
     Rule(("mask_token",), "mask_token", Unbatched(2)),
-    *_norm("encoder.norm", "encoder_norm"),
+    *norm("encoder.norm", "encoder_norm"),
     Rule(("encoder_to_decoder.weight",), "encoder_to_decoder/kernel", Transposed()),
-    *_norm("decoder.norm", "decoder_norm"),
-    *_linear("decoder.head", "head"),
+    *norm("decoder.norm", "decoder_norm"),
+    *linear("decoder.head", "head"),
   ]
   if bridge:
     rules.append(Rule(("encoder_to_decoder.bias",), "encoder_to_decoder/bias"))
@@ -80,17 +82,17 @@ def predictor_rules(
   for half in ("encoder", "decoder"):
     block, ours = f"{half}.blocks.{{i}}", f"{half}/blocks"
     rules += [
-      *_norm(f"{block}.norm1", f"{ours}/norm1"),
+      *norm(f"{block}.norm1", f"{ours}/norm1"),
       Rule((f"{block}.attn.qkv.weight",), f"{ours}/attn/qkv/kernel", Transposed()),
       Rule(
         tuple(f"{block}.attn.{name}" for name in names),
         f"{ours}/attn/qkv/bias",
         Joined(parts, count=3),
       ),
-      *_linear(f"{block}.attn.proj", f"{ours}/attn/proj"),
-      *_norm(f"{block}.norm2", f"{ours}/norm2"),
-      *_linear(f"{block}.mlp.fc1", f"{ours}/fc1"),
-      *_linear(f"{block}.mlp.fc2", f"{ours}/fc2"),
+      *linear(f"{block}.attn.proj", f"{ours}/attn/proj"),
+      *norm(f"{block}.norm2", f"{ours}/norm2"),
+      *linear(f"{block}.mlp.fc1", f"{ours}/fc1"),
+      *linear(f"{block}.mlp.fc2", f"{ours}/fc2"),
     ]
   return with_prefix(rules, prefix)
 
@@ -104,15 +106,15 @@ def perturber_rules(*, prefix: str = "") -> tuple[Rule, ...]:
   rules = []
   for layer in (1, 2, 3):
     first = 3 * (layer - 1)  # linear, norm and activation are numbered through
-    rules += _linear(f"nn.mlp.{first}", f"fc{layer}")
-    rules += _norm(f"nn.mlp.{first + 1}", f"norm{layer}")
+    rules += linear(f"nn.mlp.{first}", f"fc{layer}")
+    rules += norm(f"nn.mlp.{first + 1}", f"norm{layer}")
   return with_prefix(rules, prefix)
 
 
 def with_prefix(rules: Sequence[Rule], theirs: str = "", ours: str = "") -> tuple[Rule, ...]:
   """The rules with something put before all names of either side."""
   return tuple(
-    Rule(tuple(theirs + name for name in rule.theirs), ours + rule.ours, rule.layout)
+    replace(rule, theirs=tuple(theirs + name for name in rule.theirs), ours=ours + rule.ours)
     for rule in rules
   )
 
@@ -187,7 +189,7 @@ def to_state(
   check_names(dict.fromkeys(flat, ()), {rule.ours: () for rule in rules}, where=where)
   state = {}
   for rule in rules:
-    blocks = enumerate(flat[rule.ours]) if _is_stacked(rule) else [(None, flat[rule.ours])]
+    blocks = _blocks_of(rule, flat[rule.ours], where)
     for number, array in blocks:
       try:
         theirs = rule.layout.theirs(array)
@@ -197,14 +199,16 @@ def to_state(
   return state
 
 
-def _linear(theirs: str, ours: str) -> list[Rule]:
+def linear(theirs: str, ours: str) -> list[Rule]:
+  """A linear layer with a bias."""
   return [
     Rule((f"{theirs}.weight",), f"{ours}/kernel", Transposed()),
     Rule((f"{theirs}.bias",), f"{ours}/bias"),
   ]
 
 
-def _norm(theirs: str, ours: str) -> list[Rule]:
+def norm(theirs: str, ours: str) -> list[Rule]:
+  """A layer norm."""
   return [Rule((f"{theirs}.weight",), f"{ours}/scale"), Rule((f"{theirs}.bias",), f"{ours}/bias")]
 
 
@@ -223,12 +227,27 @@ def _blocks(rule: Rule, state: dict[str, np.ndarray]) -> Sequence[int | None]:
   """
   if not _is_stacked(rule):
     return [None]
+  if rule.blocks is not None:
+    return rule.blocks
   pattern = re.compile(re.escape(rule.theirs[0].split("{i}")[0]) + r"(\d+)\b")
   found = [match[1] for name in state if (match := pattern.match(name))]
   # A number beyond the count of tensors cannot be one of a series without gaps; leaving it out
   # keeps a hostile name from making a list of a billion missing ones.
   numbers = [int(text) for text in found if len(text) < 7 and int(text) < len(state)]
   return range(max(numbers, default=0) + 1)
+
+
+def _blocks_of(
+  rule: Rule, array: np.ndarray, where: str
+) -> Iterable[tuple[int | None, np.ndarray]]:
+  """Ours taken apart: each block's number, and its array."""
+  if not _is_stacked(rule):
+    return [(None, array)]
+  if rule.blocks is None:
+    return enumerate(array)
+  if len(array) != len(rule.blocks):
+    raise InputError(f"{where}: {rule.ours!r} is of {len(array)} blocks, not {len(rule.blocks)}")
+  return zip(rule.blocks, array)
 
 
 def _laid_out(

@@ -69,15 +69,17 @@ class Unbatched:
 
 @dataclass(frozen=True)
 class PatchEmbedding:
-  """Theirs a 3-D convolution [out, 3, 1, p, p], ours [p * p * 3, out]: row, column, channel."""
+  """Theirs a 3-D convolution [out, c, 1, p, p], ours [p * p * c, out]: row, column, channel."""
+
+  channels: int = 3
 
   def ours(self, theirs: Sequence[np.ndarray]) -> np.ndarray:
     array = _of_rank(theirs[0], 5)
     return array.transpose(2, 3, 4, 1, 0).reshape(-1, array.shape[0])
 
   def theirs(self, ours: np.ndarray) -> list[np.ndarray]:
-    side = isqrt(ours.shape[0] // 3)
-    return [ours.reshape(1, side, side, 3, -1).transpose(4, 3, 0, 1, 2)]
+    side = isqrt(ours.shape[0] // self.channels)
+    return [ours.reshape(1, side, side, self.channels, -1).transpose(4, 3, 0, 1, 2)]
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,25 @@ import pytest
 
 from cwm_jax import geometry, models
 from cwm_jax.configs import base
+from cwm_jax.models import flow_predictor
 
 SIDE, PATCH, POINTS = 16, 4, 3
 
 
-def build(kind, **changes):
+def build(kind, two_stream=None, **changes):
   section = base.get_config().flow_predictor
   section.update(kind=kind, patch=PATCH, **changes)
   section.single.update(width=16, depth=2, heads=2)
+  section.two_stream.update(
+    setting="plain",
+    encoder_width=16,
+    encoder_heads=2,
+    encoder_links=("o<->o", "o-_"),
+    decoder_width=16,
+    decoder_heads=2,
+    decoder_links=("o<-_",),
+  )
+  section.two_stream.update(two_stream or {})
   return models.build_flow_predictor(section.to_dict())
 
 
@@ -34,12 +45,12 @@ def inputs(seed=0, *, side=SIDE, batch=2):
 
 def stirred(net, seed=1):
   """Parameters away from the start, where some are zero."""
-  leaves, tree = jax.tree.flatten(net.init(jax.random.key(0), *inputs())["params"])
+  leaves, tree = jax.tree.flatten(jax.jit(net.init)(jax.random.key(0), *inputs())["params"])
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
 
 
-@pytest.fixture(scope="module", params=["single"])
+@pytest.fixture(scope="module", params=["single", "two_stream"])
 def kind(request):
   return request.param
 
@@ -64,7 +75,7 @@ def test_the_flow_of_every_point_reaches_the_picture_and_its_gradient_comes_back
 
 def test_the_order_of_points_means_nothing(kind):
   net, (frame, points_xy, flow_xy) = build(kind), inputs()
-  call = jax.jit(partial_apply(net, stirred(net)))
+  call = jax.jit(applied(net, stirred(net)))
   order = jnp.array([2, 0, 1])
   np.testing.assert_allclose(
     call(frame, points_xy[:, order], flow_xy[:, order]),
@@ -75,13 +86,13 @@ def test_the_order_of_points_means_nothing(kind):
 
 def test_pairs_of_a_batch_do_not_see_each_other(kind):
   net, (frame, points_xy, flow_xy) = build(kind), inputs()
-  call = jax.jit(partial_apply(net, stirred(net)))
+  call = jax.jit(applied(net, stirred(net)))
   other = call(frame, points_xy, flow_xy.at[1].set(0.0)) - call(frame, points_xy, flow_xy)
   np.testing.assert_allclose(other[0], 0, atol=1e-6)
   assert np.abs(other[1]).max() > 1e-3
 
 
-def partial_apply(net, params):
+def applied(net, params):
   return lambda *given: net.apply({"params": params}, *given)
 
 
@@ -105,7 +116,7 @@ def test_recomputing_in_the_backward_pass_changes_no_number(kind):
 @pytest.mark.parametrize(
   ("change", "told"),
   [
-    (dict(kind="triple"), "kind is 'triple'; choose one of single"),
+    (dict(kind="triple"), "kind is 'triple'; choose one of single, two_stream"),
     (dict(dtype="float16"), "dtype is 'float16'"),
   ],
 )
@@ -122,6 +133,56 @@ def test_sizes_that_do_not_fit_are_told(kind):
     net.init(jax.random.key(0), jnp.zeros((2, 18, 16, 3)), points_xy, flow_xy)
   with pytest.raises(ValueError, match="at least one point"):
     net.init(jax.random.key(0), frame, points_xy[:, :0], flow_xy[:, :0])
+
+
+def test_of_two_streams_a_flow_counts_for_the_patch_its_point_lies_in():
+  net, (frame, points_xy, flow_xy) = build("two_stream"), inputs()
+  call = jax.jit(applied(net, stirred(net)))
+  corners = jnp.floor(points_xy / PATCH) * PATCH
+  image = call(frame, points_xy, flow_xy)
+  np.testing.assert_allclose(call(frame, corners + PATCH - 0.01, flow_xy), image, atol=1e-5)
+  assert np.abs(call(frame, (corners + PATCH) % SIDE, flow_xy) - image).max() > 1e-3
+
+
+def test_patches_without_a_point_have_the_mask_token_and_those_with_two_their_mean():
+  tokens = jnp.array([[[1.0, 2.0], [3.0, 4.0], [5.0, 8.0]]])
+  full = flow_predictor.fill_up(tokens, jnp.array([[3, 0, 3]]), 4, jnp.array([-1.0, -2.0]))
+  np.testing.assert_array_equal(full, [[[3, 4], [-1, -2], [-1, -2], [3, 5]]])
+
+
+def test_the_release_normalises_frame_1_once_more_and_has_one_head_across():
+  def settings(heads):
+    ways = dict(encoder_links=("o<-_",), encoder_heads=heads, decoder_heads=heads)
+    return [build("two_stream", dict(setting=name, **ways)) for name in ("plain", "release")]
+
+  frame, points_xy, flow_xy = inputs()
+  params = stirred(settings(1)[0])
+  (one, one_release), (two, two_release) = [
+    [jax.jit(applied(net, params)) for net in settings(heads)] for heads in (1, 2)
+  ]
+  again = geometry.normalise(frame)
+  given = points_xy, flow_xy
+  np.testing.assert_allclose(one_release(frame, *given), one(again, *given), atol=1e-5)
+  assert np.abs(one_release(frame, *given) - one(frame, *given)).max() > 1e-2
+  assert np.abs(two_release(frame, *given) - two(again, *given)).max() > 1e-2
+
+
+def test_weights_for_one_grid_refuse_another():
+  net, (frame, points_xy, flow_xy) = build("two_stream", dict(grid_hw=(5, 4))), inputs()
+  with pytest.raises(ValueError, match=r"is for \(5, 4\) patches, the image has \(4, 4\)"):
+    net.init(jax.random.key(0), frame, points_xy, flow_xy)
+
+
+@pytest.mark.parametrize(
+  ("two_stream", "told"),
+  [
+    (dict(setting="sane"), "the setting is 'sane'; choose one of release, plain"),
+    (dict(encoder_links=("o<=>o",)), "not 'o<=>o'"),
+  ],
+)
+def test_of_two_streams_unknown_choices_are_told(two_stream, told):
+  with pytest.raises(ValueError, match=told):
+    build("two_stream", two_stream).init(jax.random.key(0), *inputs())
 
 
 def test_a_single_stream_learns_to_move_the_picture_as_the_flow_says():
