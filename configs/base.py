@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.job = "train"  # train | evaluate
+  c.job = "train"  # train | evaluate | study
   c.task = "pretrain"  # pretrain | joint: which file of cwm_jax/tasks
   c.seed = 0
   c.total = "1000 steps"  # steps, examples, epochs: how long to train; fixes the schedules
@@ -106,6 +106,8 @@ def get_config() -> ConfigDict:
   o.b1, o.b2, o.eps = 0.9, 0.95, 1e-8
   o.weight_decay = 0.05
   o.decay_exclude = r"bias|scale|positions|mask_token"  # paths that are never decayed
+  # ((regex, share of the rate, duration of waiting), ...), the first that matches a path.
+  o.slow = ()
   o.freeze = ""  # regex of paths that are never updated
   o.clip_norm = 0.0  # global gradient norm; 0 never clips
   o.accumulate = 1  # micro-batches a step
@@ -156,15 +158,16 @@ def get_config() -> ConfigDict:
   g.eval_scenes = 64
   g.eval_masks = 4
   g.peak_tflops = 0.0  # of one device, for utilisation; 0 looks the device up
-  # The evaluation job. Trackers: mm<N> is the weights' with N masks; the rest are the names in
-  # evals/trackers.py.
+  # The evaluation job. Trackers: mm<N> is the weights' with N masks; a public release's name or a
+  # weights file (.safetensors) is itself; the rest are the names in evals/trackers.py.
   c.evaluate = e = ConfigDict()
   e.trackers = ("mm10", "mm1", "zero", "phase")
   e.weights = ""  # weights file; "" takes the embedded ones
   e.mask_ratio = 0.0  # 0 takes what the weights were trained with
   e.zoom = 0  # rounds of multi-scale refinement
-  # A mark of counterfactual/perturb.py; kind "" takes the weights' own.
+  # A mark of counterfactual/perturb.py, or "learned" from a file; kind "" takes the weights' own.
   e.mark = ConfigDict(dict(kind="", colour=(255, 0, 0), size=2, amplitude=1.0, sigma=1.5))
+  e.mark.file = ""  # mark file, or weights file with a learned mark
   e.readout = "window"  # argmax | soft | window
   e.order = "release"  # release | paper: how masks are averaged
   e.average = "hidden"  # hidden | release: over which masks
@@ -181,6 +184,19 @@ def get_config() -> ConfigDict:
   e.overlays = 3  # best and worst tracks drawn on their clips; 0 draws none
   e.flow_pairs = ""  # folder of frame pairs with .flo truth
   e.prediction = 0  # on how many scenes of scenes-test-v1 the weights complete frame 2
+
+  # The study job: every mark x number of masks x data set x seed; learned marks are trained by the
+  # sections above.
+  c.study = y = ConfigDict()
+  y.marks = ("red", "green", "white", "learned", "learned_white")
+  y.masks = (1, 10, 40)
+  y.seeds = (0, 1, 2)  # of masks, and of trainings
+  y.scenes = 500  # how many scenes of scenes-test-v1; 0 leaves them out
+  y.tapvid = ""  # as in evaluate; "" leaves clips out
+  y.protocol, y.frame_gap = "paper_first", 5
+  y.square = 0  # side of the squares, pixels; 0 takes half a patch
+  y.white = ConfigDict(dict(amplitude=0.5, sigma=1.0))  # the white Gaussian
+  y.readout, y.order, y.average = "window", "release", "hidden"  # as in evaluate
 
   c.profile_steps = 0  # how many steps, from the third on, are traced for TensorBoard; 0 none
   c.debug_nans = False  # stop where a NaN is made, slowly

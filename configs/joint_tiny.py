@@ -31,8 +31,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.flow_predictor.patch = 4
   c.flow_predictor.single.update(width=128, depth=4, heads=4, context=4)
   c.optim.update(
-    peak_lr=1e-3, warmup="100 steps", clip_norm=1.0, freeze="^predictor/", b2=0.99, ema_decay=0.99
+    peak_lr=1e-3, warmup="50 steps", clip_norm=1.0, freeze="^predictor/", b2=0.99, ema_decay=0.99
   )
+  # Until Psi-flow heeds the flow, its gradient tells the perturber nothing: it is led astray.
+  c.optim.slow = (("^perturber/", 0.1, "200 steps"),)
   c.data.batch_size = 8
   c.data.sources.scenes.update(
     first_seed=900_000_000,
@@ -49,6 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.joint.num_points = 2
     c.flow_predictor.single.update(width=64, depth=1, heads=2)
     c.data.batch_size = 2
-    c.optim.warmup = "5 steps"
+    c.optim.update(warmup="5 steps", slow=(("^perturber/", 0.1, "10 steps"),))
     c.log.update(every="5 steps", eval_scenes=8, eval_masks=1)
   return c

@@ -12,6 +12,8 @@ view    natural textures under a moving camera, and the first movers.
 worlds  whole scenes.
 large   64 x 64 pixels: rotary positions carry the weights over. A cosine to zero.
 far     the same with large motion: what moved by more than 8 pixels was still lost.
+double  128 x 128 pixels, the patches as they were: four times as many of them, finer in the scene.
+        As the paper goes from 256 to 512; a mark's size doubles with it.
 
 The next stage may begin when `eval/*/median_share` of the last preset is below about 0.3. Speed: 75
 pairs/s at 32 x 32, 10 at 64 x 64. What the shipped weights went through, and their scores, is in
@@ -52,6 +54,7 @@ CURRICULA = {
     ),
   ),
 }
+CURRICULA["double"] = CURRICULA["far"]
 CURRICULA["runlocal"] = CURRICULA["match"]
 
 
@@ -91,6 +94,12 @@ def get_config(arg: str = "match") -> ConfigDict:
     c.data.batch_size = 16
     c.data.sources.scenes.max_objects = 6
     c.optim.peak_lr = 1.5e-3
+  elif arg == "double":
+    c.total = "20e3 examples"
+    c.model.image_hw = (128, 128)
+    c.data.batch_size = 4
+    c.data.sources.scenes.max_objects = 6
+    c.optim.update(peak_lr=5e-4, warmup="50 steps")
   elif arg == "runlocal":
     c.total = "20 steps"
     c.data.batch_size = 8

@@ -24,6 +24,7 @@ import numpy as np
 from cwm_jax import writers
 from cwm_jax.data import tapvid_pickles
 from cwm_jax.evals import flow, prediction, spread, tapvid_job, tapvid_report, trackers
+from cwm_jax.pretrained import flow_networks, releases, weights
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
@@ -171,8 +172,11 @@ class _Stored:
 def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
   """{data set: how it is evaluated}."""
   jobs = {}
-  rows = tuple(settings.trackers)
-  built = functools.cache(lambda name: _build_trackers(name, settings))
+  named = {_row(name): name for name in settings.trackers}
+  if len(named) < len(settings.trackers):
+    raise InputError("two of evaluate.trackers have one name, by which their results would be kept")
+  rows = tuple(named)
+  built = functools.cache(lambda row: _build_trackers(named[row], settings))
   if settings.scenes:
     # Drawn once for all trackers; 0.4 MB a scene.
     questions = functools.cache(lambda: list(flow.scene_questions(limit=settings.scenes)))
@@ -222,15 +226,40 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
   return jobs
 
 
+def _row(name: str) -> str:
+  """What a tracker is called in tables and folders: of a weights file, the file's name."""
+  return Path(name).stem if name.endswith(".safetensors") else name
+
+
 def _build_trackers(name: str, settings: Any) -> list[Any]:
-  """A tracker by name, one a worker: mm<N> is the weights' with N masks, others are baselines."""
+  """A tracker by name, one a worker.
+
+  mm<N> is `evaluate.weights` with N masks; a release or a weights file is itself, a predictor with
+  10 masks; others are baselines.
+  """
   masks = re.fullmatch(r"mm(\d+)", name)
-  if not masks:
+  if not masks and name in trackers.BASELINES:
     return [trackers.build(name)]
+  if masks:
+    path = settings.weights or weights.shipped()
+  elif name in releases.names() or name.endswith(".safetensors"):
+    path = releases.locate(name)
+  else:
+    raise InputError(
+      f"there is no tracker {name!r}; choose mm<N>, a weights file, a release ("
+      f"{', '.join(releases.names())}) or a baseline ({', '.join(trackers.BASELINES)})"
+    )
+  path = releases.locate(path)
+  if flow_networks.is_flow_network(weights.read_header(path).config):
+    if masks:
+      raise InputError(
+        f"{name} asks a predictor, and {path} is a flow network; name it in evaluate.trackers"
+      )
+    return spread.one_each(functools.partial(Tracker.load, path, dtype=settings.dtype or None))
   load = functools.partial(
     Tracker.load,
-    settings.weights or None,
-    num_masks=int(masks[1]),
+    path,
+    num_masks=int(masks[1]) if masks else 10,
     mask_ratio=settings.mask_ratio or None,
     zoom=settings.zoom,
     mark=_mark(settings.mark),
@@ -244,9 +273,16 @@ def _build_trackers(name: str, settings: Any) -> list[Any]:
   return spread.one_each(load)
 
 
-def _mark(settings: Any) -> dict[str, Any] | None:
-  """The description that `perturb.build` takes: the kind's own settings out of the config's."""
+def _mark(settings: Any) -> dict[str, Any] | str | None:
+  """The description that `perturb.build` takes: the kind's own settings out of the config's.
+
+  A learned mark is described by its file.
+  """
   own = {"square": ("colour", "size"), "gaussian": ("amplitude", "sigma")}
+  if settings.kind == "learned":
+    if not settings.file:
+      raise InputError("evaluate.mark.kind is 'learned': name its file by evaluate.mark.file")
+    return settings.file
   if not settings.kind:
     return None
   return {"kind": settings.kind, **{key: settings[key] for key in own.get(settings.kind, ())}}

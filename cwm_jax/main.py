@@ -73,8 +73,15 @@ def _work(config, workdir: str) -> None:
     from cwm_jax import evaluate
 
     evaluate.run(config, workdir)
+  elif config.job == "study":
+    from cwm_jax import study
+
+    try:
+      study.run(config, workdir)
+    except train.NonFiniteError as error:
+      _fail(str(error), 3)
   else:
-    raise InputError(f"config.job is {config.job!r}; the jobs are: train, evaluate")
+    raise InputError(f"config.job is {config.job!r}; the jobs are: train, evaluate, study")
 
 
 def _parse(argv: list[str]) -> list[str]:

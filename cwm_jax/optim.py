@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -94,6 +94,7 @@ def make(
   freeze: str,
   clip_norm: float,
   warmup_from_zero: bool = False,
+  slow: Sequence[tuple[str, float, int]] = (),
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
   """Builds the optimizer from the `optim` section of a config.
 
@@ -103,6 +104,8 @@ def make(
     peak_lr: highest learning rate; times batch_size / 256 where `scale_lr`.
     clip_norm: largest global norm of the trained parameters' gradient; 0 never clips.
     warmup_from_zero: see `learning_rate`.
+    slow: (regex, share, wait): where the path matches, the first that does, parameters learn at
+      `share` of the rate, and not at all in the first `wait` steps.
     The rest: see `configs/base.py`.
 
   Returns:
@@ -123,8 +126,34 @@ def make(
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
     optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
     optax.add_decayed_weights(weight_decay, mask=lambda tree: decay_mask(tree, decay_exclude)),
-    optax.scale_by_learning_rate(rate),
+    _by_rate(rate, slow) if slow else optax.scale_by_learning_rate(rate),
   )
   transforms = {"trained": trained, "frozen": optax.set_to_zero()}
   # The wrapper stays when nothing is frozen, so that a checkpoint's layout does not depend on it.
   return optax.partition(transforms, lambda params: labels(params, freeze)), rate
+
+
+def _by_rate(
+  rate: Callable[[Any], Any], slow: Sequence[tuple[str, float, int]]
+) -> optax.GradientTransformation:
+  """`optax.scale_by_learning_rate` with a rate that depends on the path; its state is the same."""
+
+  def factor(path, count):
+    name = _path_name(path)
+    for regex, share, wait in slow:
+      if re.search(regex, name):
+        return share * (count >= wait)
+    return 1.0
+
+  def init(_):
+    return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+  def update(updates, state, params=None):
+    step = -rate(state.count)
+    scale = lambda path, u: u * (step * factor(path, state.count)).astype(u.dtype)  # noqa: E731
+    return (
+      jax.tree_util.tree_map_with_path(scale, updates),
+      optax.ScaleByScheduleState(state.count + 1),
+    )
+
+  return optax.GradientTransformation(init, update)

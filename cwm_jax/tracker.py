@@ -129,7 +129,7 @@ class Tracker:
     num_masks: int = 10,
     mask_ratio: float | None = None,
     zoom: int = 0,
-    mark: Mapping[str, Any] | perturb.Mark | None = None,
+    mark: Mapping[str, Any] | perturb.Mark | str | Path | None = None,
     readout: str = "argmax",
     masks_seed: int = 0,
     dtype: str | None = None,
@@ -138,11 +138,15 @@ class Tracker:
   ) -> Tracker:
     """Makes a tracker from a weights file or a public release.
 
+    A flow network's weights make a `flow_tracker.FlowNetworkTracker`: num_masks, mask_ratio, zoom,
+    readout, masks_seed and memory_budget mean nothing to it, and its settings are its own.
+
     Args:
-      name_or_path: a safetensors file of this project, or a release's name such as "opt-cwm-512",
-        which is fetched and converted once; None takes the weights in the package.
+      name_or_path: a safetensors file of this project, or a release's name such as "opt-cwm-512" or
+        "sea-raft-M", which is fetched and converted once; None takes the weights in the package.
       mask_ratio: None takes what the weights were trained with.
-      mark: None takes what the weights file recommends, or a red square where it says nothing.
+      mark: None takes what the weights file recommends, or a red square where it says nothing; a
+        path is a learned mark's file, for this predictor or the same for smaller images.
       dtype: compute dtype, "float32" or "bfloat16"; None takes the file's.
       num_masks, zoom, readout, masks_seed, memory_budget, **settings: see the constructor.
 
@@ -150,12 +154,18 @@ class Tracker:
       InputError: no such file, or one that is not a weights file, or a setting that cannot be.
     """
     from cwm_jax import models
-    from cwm_jax.pretrained import learned_marks, releases, weights
+    from cwm_jax.pretrained import flow_networks, learned_marks, mark_files, releases, weights
 
     path = weights.shipped() if name_or_path is None else releases.locate(name_or_path)
     params, config = weights.load(path)
     weights.check_fit(params, config, where=f"weights file {path}")
-    if mark is None and learned_marks.is_learned(config):
+    if flow_networks.is_flow_network(config):
+      from cwm_jax.flow_tracker import FlowNetworkTracker
+
+      return FlowNetworkTracker.of_weights(params, config, mark=mark, dtype=dtype, **settings)
+    if isinstance(mark, str | Path):
+      mark = mark_files.load(mark, model=config["model"])
+    elif mark is None and learned_marks.is_learned(config):
       mark = learned_marks.build(config, jax.tree.map(jnp.asarray, weights.load_perturber(path)))
     model = dict(config["model"])
     if dtype is not None:

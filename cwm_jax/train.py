@@ -92,6 +92,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
     total_steps=total,
     warmup_steps=steps(config.optim.warmup, "optim.warmup"),
     batch_size=batch_size,
+    slow=[(regex, share, steps(wait, "optim.slow")) for regex, share, wait in config.optim.slow],
     **{name: config.optim[name] for name in names.split()},
   )
 

@@ -16,7 +16,10 @@ FILES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").
 ARGUMENTS = {
   "pretrain_tiny": list(pretrain_tiny.CURRICULA),
   "pretrain_sizes": list(pretrain_sizes.SIZES),
-  **dict.fromkeys(["pretrain_gpu", "pretrain_paper", "eval_scenes"], ["", "runlocal"]),
+  "joint_tiny": ["", "large", "runlocal"],
+  **dict.fromkeys(
+    ["study_interventions", "pretrain_gpu", "pretrain_paper", "eval_scenes"], ["", "runlocal"]
+  ),
 }
 CONFIGS = [
   (name, argument)

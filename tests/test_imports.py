@@ -16,10 +16,10 @@ RANKS = {
   **dict.fromkeys(["models", "data", "counterfactual", "viz", "sharding", "optim"], 1),
   **dict.fromkeys(["checkpoint", "writers", "progress", "leaving", "step"], 1),
   "pretrained": 2,
-  **dict.fromkeys(["tracker", "tasks"], 3),
+  **dict.fromkeys(["tracker", "flow_tracker", "tasks"], 3),
   "evals": 4,
   **dict.fromkeys(["train", "evaluate", "label"], 5),
-  **dict.fromkeys(["main", "cli", "commands", "conversion", "demo", "inputs"], 6),
+  **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),
 }
 # Data only; anyone may read what lies there.
 UNRANKED = {"weights", "configs", "third_party"}

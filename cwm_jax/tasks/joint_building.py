@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +29,7 @@ def build(config: Any) -> joint.Joint:
       predictor.
   """
   settings = config.joint
-  path = releases.locate(settings.weights) if settings.weights else weights.shipped()
+  path, _ = predictor_file(settings.weights)
   params, stored = weights.load(path)
   weights.check_fit(params, stored, where=f"weights file {path}")
   model = dict(stored["model"])
@@ -68,6 +70,46 @@ def build(config: Any) -> joint.Joint:
   )
   _check(task, config.optim.freeze)
   return task
+
+
+def predictor_file(named: str) -> tuple[Path, dict[str, Any]]:
+  """The file of the frozen predictor (`joint.weights`, "" being the shipped one) and its config."""
+  path = releases.locate(named) if named else weights.shipped()
+  return path, weights.read_header(path).config
+
+
+def save_mark(
+  path: str | os.PathLike,
+  params: dict[str, Any],
+  config: Any,
+  *,
+  extra: dict[str, Any] | None = None,
+  dtype: str = "float32",
+) -> Path:
+  """Writes the mark that a joint training learned to a file for `Tracker.load(mark=...)`.
+
+  Args:
+    path: where to; its folder must exist.
+    params: the training's, of which the perturber's are written; the running average where it keeps
+      one.
+    config: the training's.
+    extra, dtype: as `weights.save`.
+
+  Raises:
+    InputError: as `mark_files.save`, or a config of no joint training.
+  """
+  if config.task != "joint" or joint.PERTURBER not in params:
+    raise InputError("only a joint training learns a mark")
+  _, stored = predictor_file(config.joint.weights)
+  return mark_files.save(
+    path,
+    params[joint.PERTURBER],
+    model=stored["model"],
+    size=mark_size(config.perturber, tuple(stored["model"]["image_hw"])),
+    scale=config.perturber.scale,
+    extra=extra,
+    dtype=dtype,
+  )
 
 
 def mark_size(section: Any, predictor_hw: tuple[int, int]) -> int:
