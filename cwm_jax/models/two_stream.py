@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -107,7 +108,7 @@ class ConjoinedBlock(nn.Module):
   def __call__(
     self, streams: tuple[Float[Array, "b n c"], Float[Array, "b m c"]]
   ) -> tuple[tuple[Float[Array, "b n c"], Float[Array, "b m c"]], None]:
-    """In the form that `layers.repeated` wants: (carry) -> (carry, None)."""
+    """In the form that `nn.scan` wants: (carry) -> (carry, None)."""
     links = parse_links(self.links)
     settings = dict(attention_impl=self.attention_impl, dtype=self.dtype)
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
@@ -145,7 +146,8 @@ class TwoStreamStack(nn.Module):
 
   Attributes:
     links: of each block.
-    The rest: see `ConjoinedBlock` and `layers.repeated`.
+    remat: what the backward pass recomputes; one of `layers.REMAT_POLICIES`.
+    The rest: see `ConjoinedBlock`.
   """
 
   links: Sequence[str]
@@ -162,7 +164,7 @@ class TwoStreamStack(nn.Module):
   ) -> tuple[Float[Array, "b n c"], Float[Array, "b m c"]]:
     streams = primary, secondary
     for links, numbers in runs(self.links):
-      block = layers.repeated(ConjoinedBlock, len(numbers), remat=self.remat)(
+      block = _repeated(len(numbers), self.remat)(
         links,
         self.heads,
         self.cross_heads,
@@ -173,3 +175,16 @@ class TwoStreamStack(nn.Module):
       )
       streams, _ = block(streams)
     return streams
+
+
+def _repeated(count: int, remat: str) -> type[nn.Module]:
+  """`count` conjoined blocks under one `nn.scan`; their parameters are stacked along axis 0."""
+  if remat not in layers.REMAT_POLICIES:
+    raise ValueError(
+      f"flow_predictor.remat is {remat!r}; choose one of {', '.join(layers.REMAT_POLICIES)}"
+    )
+  block = ConjoinedBlock
+  if remat != "none":
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    block = nn.remat(block, prevent_cse=False, policy=policy if remat == "dots" else None)
+  return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=count)
