@@ -1,7 +1,8 @@
 """The flow networks of the public releases, by name, and their sizes.
 
-raft-large and raft-small, SEA-RAFT's S, M and L (M with more iterations), and the network that
-Opt-CWM was distilled into.
+raft-large-* and raft-small-* (torchvision's names of the training data follow), SEA-RAFT's S, M and
+L (M's weights, more iterations), sea-raft-* by the names of its checkpoints, and the network that
+Opt-CWM was distilled into, opt-cwm-distilled.
 """
 
 from __future__ import annotations
@@ -54,47 +55,63 @@ def sea_raft(
   )
 
 
-_RAFT = dict(kind="raft", depths=(2, 2, 2), feature_norm="instance", iterations=32, scale=0)
-_S, _M = (2, 2, 2), (3, 4, 6)
+_RAFT = dict(kind="raft", depths=(2, 2, 2), feature_norm="instance", scale=0)
+_LARGE = _RAFT | dict(
+  stem_width=64,
+  widths=(64, 96, 128),
+  block="residual",
+  context_norm="batch",
+  feature_width=256,
+  hidden_width=128,
+  context_width=128,
+  corr_widths=(256, 192),
+  flow_widths=(128, 64),
+  motion_width=128,
+  head_width=256,
+  radius=4,
+  gru="separable",
+  upsampling="convex",
+)
+_SMALL = _RAFT | dict(
+  stem_width=32,
+  widths=(32, 64, 96),
+  block="bottleneck",
+  context_norm="none",
+  feature_width=128,
+  hidden_width=96,
+  context_width=64,
+  corr_widths=(96,),
+  flow_widths=(64, 32),
+  motion_width=82,
+  head_width=128,
+  radius=3,
+  gru="square",
+  upsampling="bilinear",
+)
+_DEPTHS = {"S": (2, 2, 2), "M": (3, 4, 6), "L": (3, 4, 6)}
+# Trained on: C(hairs), T(hings), Sintel with KITTI and HD1K and Things (SKHT), then K(ITTI) alone.
+# V1 are the original authors' weights, V2 torchvision's own.
+LARGE = tuple(f"C_T{more}_V{version}" for more in ("", "_SKHT", "_SKHT_K") for version in (1, 2))
+SMALL = ("C_T_V1", "C_T_V2")
+_STAGES = ("", "-C", "-C-T", "-C-T-TSKH", "-C-T-TSKH-kitti", "-C-T-TSKH-spring")
+_SIZES = ("480x640", "368x496", "432x960", "432x960", "432x960", "540x960")
+SEA_RAFT = tuple(f"Tartan{stage}{size}" for stage, size in zip(_STAGES, _SIZES))
+# Iterations as in the published evaluations: 24 on KITTI, 32 elsewhere; SEA-RAFT's on Spring sees
+# frames at half their size.
 NETWORKS = {
-  "raft-large": _RAFT
-  | dict(
-    stem_width=64,
-    widths=(64, 96, 128),
-    block="residual",
-    context_norm="batch",
-    feature_width=256,
-    hidden_width=128,
-    context_width=128,
-    corr_widths=(256, 192),
-    flow_widths=(128, 64),
-    motion_width=128,
-    head_width=256,
-    radius=4,
-    gru="separable",
-    upsampling="convex",
-  ),
-  "raft-small": _RAFT
-  | dict(
-    stem_width=32,
-    widths=(32, 64, 96),
-    block="bottleneck",
-    context_norm="none",
-    feature_width=128,
-    hidden_width=96,
-    context_width=64,
-    corr_widths=(96,),
-    flow_widths=(64, 32),
-    motion_width=82,
-    head_width=128,
-    radius=3,
-    gru="square",
-    upsampling="bilinear",
-  ),
-  "sea-raft-S": sea_raft(depths=_S, iterations=4),
-  "sea-raft-M": sea_raft(depths=_M, iterations=4),
-  "sea-raft-L": sea_raft(depths=_M, iterations=12),
-  "opt-cwm-distilled": sea_raft(depths=_M, iterations=12),
+  **{f"raft-large-{n}": _LARGE | dict(iterations=24 if "_K_" in n else 32) for n in LARGE},
+  **{f"raft-small-{n}": _SMALL | dict(iterations=32) for n in SMALL},
+  "sea-raft-S": sea_raft(depths=_DEPTHS["S"], iterations=4),
+  "sea-raft-M": sea_raft(depths=_DEPTHS["M"], iterations=4),
+  "sea-raft-L": sea_raft(depths=_DEPTHS["L"], iterations=12),
+  **{
+    f"sea-raft-{checkpoint}-{size}": sea_raft(
+      depths=_DEPTHS[size], iterations=4, scale=-1 if "spring" in checkpoint else 0
+    )
+    for checkpoint in SEA_RAFT
+    for size in ("S", "M")
+  },
+  "opt-cwm-distilled": sea_raft(depths=_DEPTHS["M"], iterations=12),
 }
 
 

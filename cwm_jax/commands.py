@@ -12,7 +12,7 @@ import numpy as np
 
 from cwm_jax import inputs, viz
 from cwm_jax.data import flowfiles, images
-from cwm_jax.pretrained import releases
+from cwm_jax.pretrained import flow_networks, releases
 from cwm_jax.pretrained import weights as weights_file
 from cwm_jax.types import InputError
 
@@ -157,13 +157,14 @@ def info(*, weights: str | None, as_json: bool) -> None:
     "extra": header.extra,
     "tensors": {name: [t.dtype, list(t.shape)] for name, t in header.tensors.items()},
   }
+  section = flow_networks.SECTION if flow_networks.is_flow_network(header.config) else "model"
   width = max(len(name) for name in shapes)
   lines = [
     f"{path}",
     f"{count:,} parameters, {path.stat().st_size / 1e6:.1f} MB, {', '.join(stored)}",
     "",
-    "model",
-    *(f"  {key:<16} {value}" for key, value in header.config["model"].items()),
+    section,
+    *(f"  {key:<16} {value}" for key, value in header.config[section].items()),
   ]
   if header.extra:
     lines += ["", "card", *_indented(header.extra)]

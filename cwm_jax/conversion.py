@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cwm_jax.commands import report, written
-from cwm_jax.pretrained import convert, releases, torch_file
+from cwm_jax.pretrained import convert, flow_networks, releases, torch_file
 from cwm_jax.pretrained import weights as weights_file
 from cwm_jax.pretrained.merge import NamesError
 from cwm_jax.types import InputError
@@ -100,13 +100,19 @@ def _from_release(
   made: convert.Converted, out: str, dtype: str
 ) -> tuple[dict[str, Any], list[str]]:
   weights_file.save(out, made.params, made.config, extra=made.extra, dtype=dtype)
-  model = made.config["model"]
+  is_flow_network = flow_networks.is_flow_network(made.config)
+  model = made.config[flow_networks.SECTION if is_flow_network else "model"]
   facts = {
     "parameters": _count(weights_file.flatten(made.params)),
     "model": model,
     "overlaid": list(made.overlaid),
     "skipped": made.skipped,
   }
+  if is_flow_network:
+    assumed = (
+      f"taken as {model['kind']} with {model['iterations']} iterations (--like says otherwise)"
+    )
+    return facts, [assumed, *made.notes]
   sides = f"{model['image_hw'][0]} x {model['image_hw'][1]}"
   heads = f"{model['encoder_heads']} and {model['decoder_heads']} heads"
   assumed = f"taken as a model for {sides} pixels with {heads} (--like, --heads say otherwise)"

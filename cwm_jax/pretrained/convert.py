@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cwm_jax.pretrained import keymaps, safetensors_file, torch_file, weights
+from cwm_jax.pretrained import (
+  flow_conversion,
+  flow_keymaps,
+  flow_networks,
+  keymaps,
+  safetensors_file,
+  torch_file,
+  weights,
+)
 from cwm_jax.pretrained.learned_marks import PERTURBER
 from cwm_jax.pretrained.merge import NamesError
 from cwm_jax.types import InputError
@@ -64,7 +72,7 @@ class Converted(NamedTuple):
   params: nested dict of float32 arrays; a perturber's under "perturber".
   config: a job config whose "model" section builds the predictor; with a "mark" if it is learned.
   extra:  the release's naming, which the way back needs.
-  skipped: prefix of names that were left out -> how many.
+  skipped: prefix of names that were left out (or what counters are called) -> how many.
   overlaid: names that both files of a release had, and the second file's were taken.
   notes:  what a person should know of the two, a line each.
   """
@@ -82,7 +90,10 @@ class Converted(NamedTuple):
       some = ", ".join(self.overlaid[:3]) + (", ..." if len(self.overlaid) > 3 else "")
       lines.append(f"laid {len(self.overlaid)} tensors over the base's ({some})")
     for prefix, count in self.skipped.items():
-      lines.append(f"left out {count} tensors of {prefix}* ({SKIPPED[prefix]})")
+      if prefix == flow_keymaps.COUNTERS:
+        lines.append(f"left out {count} {prefix} (of training; nothing reads them)")
+      else:
+        lines.append(f"left out {count} tensors of {prefix}* ({SKIPPED[prefix]})")
     return lines
 
 
@@ -173,8 +184,9 @@ def from_state(
 
   Args:
     state: name -> array of any float type.
-    release: a name of `configs/opt_cwm.py`, which says what shapes do not: the image's size and the
-      attention heads. None takes the first whose shapes agree.
+    release: a name of `configs/opt_cwm.py`, or for a flow network of `configs/flow_networks.py`,
+      which says what shapes do not: the image's size and the attention heads, or the iterations.
+      None takes the first whose shapes agree.
     heads: (encoder's, decoder's) number of attention heads; needed where no release agrees.
     where: names the state's origin in messages.
 
@@ -182,6 +194,12 @@ def from_state(
     InputError: keys that no rule names or rules without keys (both are listed), or tensors that do
       not fit the model.
   """
+  if (kind := flow_keymaps.naming_of(state)) is not None:
+    if heads is not None:
+      raise InputError(f"{where} is a flow network, which has no attention heads (--heads)")
+    return _finite(
+      Converted(*flow_conversion.from_state(state, kind, release=release, where=where)), where
+    )
   naming, skipped = naming_of(state, where=where), skipped_of(state)
   kept = {name: a for name, a in state.items() if not name.startswith(tuple(SKIPPED))}
   shapes = keymaps.to_shapes({n: a.shape for n, a in kept.items()}, naming.rules(), where=where)
@@ -189,10 +207,7 @@ def from_state(
   _, expected = weights.expected_shapes(config, where=where)
   weights.check_names(shapes, expected, where=where)
   params = keymaps.to_params(kept, naming.rules(), where=where)
-  for name, array in weights.flatten(params).items():
-    if not np.isfinite(array).all():
-      raise InputError(f"{where}: what becomes {name!r} holds values that are not finite")
-  return Converted(params, config, {"naming": asdict(naming)}, skipped)
+  return _finite(Converted(params, config, {"naming": asdict(naming)}, skipped), where)
 
 
 def assemble(
@@ -234,6 +249,11 @@ def to_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
   params, _ = weights.load(path)
   if mark := weights.load_perturber(path):
     params[PERTURBER] = mark
+  if flow_networks.is_flow_network(header.config):
+    # A network that came from no release is written as the releases of its kind are.
+    kind = header.extra.get("naming", {}).get(flow_networks.SECTION)
+    kind = kind or header.config[flow_networks.SECTION]["kind"]
+    return flow_conversion.to_state(params, kind, where=f"weights file {path}")
   given = header.extra.get("naming", {"learned_positions": "encoder_positions" in params})
   try:
     naming = Naming(**given)
@@ -264,6 +284,14 @@ def listing(error: NamesError) -> str:
     for label, names in error.sides.items()
     for line in (f"{label}:", *(f"  {n}" for n in names))
   )
+
+
+def _finite(made: Converted, where: str) -> Converted:
+  """The same, or an InputError where a parameter is not a number."""
+  for name, array in weights.flatten(made.params).items():
+    if not np.isfinite(array).all():
+      raise InputError(f"{where}: what becomes {name!r} holds values that are not finite")
+  return made
 
 
 def _state_in(content: dict, where: str) -> dict[str, np.ndarray]:

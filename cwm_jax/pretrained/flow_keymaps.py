@@ -8,8 +8,9 @@ norm of a block's skip under two names; `merge_twins` and `add_twins` go between
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,30 +53,72 @@ def naming_of(names: Mapping[str, object]) -> str | None:
   return None
 
 
-def depths_of(names: Mapping[str, object], naming: str) -> tuple[int, int, int]:
-  """Blocks of each stage of the encoders, by the highest number among the names."""
-  encoder = "feature_encoder" if naming == "torchvision" else "fnet"
-  found = [0, 0, 0]
-  for name in names:
-    if match := re.match(rf"{encoder}\.layer([123])\.(\d{{1,3}})\.", name):
-      found[int(match[1]) - 1] = max(found[int(match[1]) - 1], int(match[2]) + 1)
-  return tuple(found)
+class _Form(NamedTuple):
+  """What a network has that others of its naming have not.
+
+  depths: blocks of each stage of the encoders.
+  bottleneck: blocks have three convolutions, not two.
+  separable: the recurrent unit goes along rows, then along columns.
+  refine_blocks: ConvNeXt blocks of an iteration.
+  """
+
+  depths: tuple[int, ...]
+  bottleneck: bool
+  separable: bool
+  refine_blocks: int
 
 
-def rules(names: Mapping[str, object], naming: str) -> tuple[Rule, ...]:
-  """The rules of a flow network's state dict, after `merge_twins`.
+def rules_of_state(state: Mapping[str, object], naming: str) -> tuple[Rule, ...]:
+  """The rules of a release's state dict, after `merge_twins`.
+
+  What the network may lack, and lacks, has no rule: whether it fits a model is for the caller to
+  check.
 
   Args:
-    names: the state dict, or a mapping with its names; they tell how deep the network is, and which
-      of its norms have numbers.
+    state: its names are looked at.
     naming: one of `NAMINGS`.
   """
+  encoder = "feature_encoder" if naming == "torchvision" else "fnet"
+  first = "convnormrelu3.0" if naming == "torchvision" else "conv3"
+  units = ("update_block.gru.convz2.weight", "update_block.recurrent_block.convgru2.convz.weight")
+  form = _Form(
+    tuple(_count(rf"{encoder}\.layer{stage}\.", state) for stage in (1, 2, 3)),
+    bottleneck=f"{encoder}.layer1.0.{first}.weight" in state,
+    separable=any(name in state for name in units),
+    refine_blocks=_count(r"update_block\.refine\.", state),
+  )
+  return tuple(r for r in _rules(naming, form) if any(name in state for name in r.theirs))
+
+
+def rules_of_params(params: Mapping[str, object], naming: str) -> tuple[Rule, ...]:
+  """The rules by which parameters of ours become a release's; the inverse of `rules_of_state`.
+
+  Args:
+    params: its '/'-joined names are looked at.
+    naming: one of `NAMINGS`.
+  """
+  form = _Form(
+    tuple(_count(rf"feature_encoder/stage{stage}_block", params) for stage in (1, 2, 3)),
+    bottleneck="feature_encoder/stage1_block0/conv3/kernel" in params,
+    separable="update/gates2/kernel" in params,
+    refine_blocks=_count("refine_", params),
+  )
+  return tuple(rule for rule in _rules(naming, form) if rule.ours in params)
+
+
+def _count(before: str, names: Iterable[str]) -> int:
+  """One more than the highest number that follows `before` in a name; 0 where none does."""
+  found = (re.match(rf"{before}(\d{{1,3}})\b", name) for name in names)
+  return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _rules(naming: str, form: _Form) -> list[Rule]:
   made = []
-  depths = depths_of(names, naming)
-  for theirs, ours in _ENCODERS[naming]:
-    made += _encoder(theirs, ours, naming, depths, names)
-  made += {"raft": _raft, "torchvision": _torchvision, "sea_raft": _sea_raft}[naming](names)
-  return tuple(made)
+  encoders = ("feature_encoder", "context_encoder")
+  theirs = encoders if naming == "torchvision" else ("fnet", "cnet")
+  for names in zip(theirs, encoders):
+    made += _encoder(*names, naming, form)
+  return made + {"raft": _raft, "torchvision": _torchvision, "sea_raft": _sea_raft}[naming](form)
 
 
 def merge_twins(state: Mapping[str, np.ndarray], *, where: str) -> dict[str, np.ndarray]:
@@ -113,16 +156,6 @@ def add_twins(state: Mapping[str, np.ndarray], naming: str) -> dict[str, np.ndar
   return whole
 
 
-_ENCODERS = {
-  "raft": (("fnet", "feature_encoder"), ("cnet", "context_encoder")),
-  "torchvision": (
-    ("feature_encoder", "feature_encoder"),
-    ("context_encoder", "context_encoder"),
-  ),
-  "sea_raft": (("fnet", "feature_encoder"), ("cnet", "context_encoder")),
-}
-
-
 def _twin(name: str, names: Mapping[str, object]) -> str:
   """The norm that `<block>.downsample.1.<leaf>` is: the block's last one."""
   block, _, leaf = name.rpartition(".downsample.1.")
@@ -145,50 +178,37 @@ def _convolution(theirs: str, ours: str) -> list[Rule]:
   ]
 
 
-def _norm(theirs: str, ours: str, names: Mapping[str, object]) -> list[Rule]:
-  """A batch norm's rules; none where the release's norm has no numbers."""
-  if f"{theirs}.running_mean" not in names:
-    return []
+def _norm(theirs: str, ours: str) -> list[Rule]:
   leaves = dict(weight="scale", bias="bias", running_mean="mean", running_var="var")
   return [Rule((f"{theirs}.{a}",), f"{ours}/batch/{b}") for a, b in leaves.items()]
 
 
-def _encoder(
-  theirs: str,
-  ours: str,
-  naming: str,
-  depths: tuple[int, int, int],
-  names: Mapping[str, object],
-) -> list[Rule]:
+def _encoder(theirs: str, ours: str, naming: str, form: _Form) -> list[Rule]:
   port = naming == "torchvision"
   norm_word = "bn" if naming == "sea_raft" else "norm"
   stem, stem_norm = ("convnormrelu.0", "convnormrelu.1") if port else ("conv1", f"{norm_word}1")
   out = {"raft": "conv2", "torchvision": "conv", "sea_raft": "final_conv"}[naming]
+  count = 3 if form.bottleneck else 2
   made = _convolution(f"{theirs}.{stem}", f"{ours}/stem")
-  made += _norm(f"{theirs}.{stem_norm}", f"{ours}/stem_norm", names)
-  for stage, depth in enumerate(depths, start=1):
+  made += _norm(f"{theirs}.{stem_norm}", f"{ours}/stem_norm")
+  for stage, depth in enumerate(form.depths, start=1):
     for i in range(depth):
       block, mine = f"{theirs}.layer{stage}.{i}", f"{ours}/stage{stage}_block{i}"
-      first = f"{block}.convnormrelu{{}}.0" if port else f"{block}.conv{{}}"
-      count = 3 if f"{first.format(3)}.weight" in names else 2
       for k in range(1, count + 1):
+        layer = f"{block}.convnormrelu{k}.0" if port else f"{block}.conv{k}"
         norm = f"{block}.convnormrelu{k}.1" if port else f"{block}.{norm_word}{k}"
-        made += _convolution(first.format(k), f"{mine}/conv{k}")
-        made += _norm(norm, f"{mine}/norm{k}", names)
-      if f"{block}.downsample.0.weight" in names:
-        norm = f"{block}.downsample.1" if port else f"{block}.{norm_word}{count + 1}"
-        made += _convolution(f"{block}.downsample.0", f"{mine}/skip")
-        made += _norm(norm, f"{mine}/skip_norm", names)
+        made += _convolution(layer, f"{mine}/conv{k}") + _norm(norm, f"{mine}/norm{k}")
+      norm = f"{block}.downsample.1" if port else f"{block}.{norm_word}{count + 1}"
+      made += _convolution(f"{block}.downsample.0", f"{mine}/skip")
+      made += _norm(norm, f"{mine}/skip_norm")
   return made + _convolution(f"{theirs}.{out}", f"{ours}/out")
 
 
-def _motion(prefix: str, end: str, words: tuple[str, str], second: bool) -> list[Rule]:
-  corr, flow = (f"{prefix}.{word}" for word in words)
-  made = _convolution(f"{corr}1{end}", "motion_encoder/corr1")
-  if second:
-    made += _convolution(f"{corr}2{end}", "motion_encoder/corr2")
-  for i in (1, 2):
-    made += _convolution(f"{flow}{i}{end}", f"motion_encoder/flow{i}")
+def _motion(prefix: str, end: str, words: tuple[str, str]) -> list[Rule]:
+  made = []
+  for word, ours in zip(words, ("corr", "flow")):
+    for i in (1, 2):
+      made += _convolution(f"{prefix}.{word}{i}{end}", f"motion_encoder/{ours}{i}")
   return made + _convolution(f"{prefix}.conv{end}", "motion_encoder/both")
 
 
@@ -197,56 +217,47 @@ def _gru(theirs: str, number: int) -> list[Rule]:
   made = []
   for letters, name in (("zr", "gates"), ("q", "candidate")):
     tensors = [theirs.format(letter) for letter in letters]
-    bias = Joined(tuple(range(len(letters))), count=len(letters)) if len(letters) > 1 else Same()
+    parts = len(letters)
+    bias = Joined(tuple(range(parts)), count=parts) if parts > 1 else Same()
     ours = f"update/{name}{number}"
-    weight = Convolution(parts=len(letters))
-    made.append(Rule(tuple(f"{t}.weight" for t in tensors), f"{ours}/kernel", weight))
+    made.append(Rule(tuple(f"{t}.weight" for t in tensors), f"{ours}/kernel", Convolution(parts)))
     made.append(Rule(tuple(f"{t}.bias" for t in tensors), f"{ours}/bias", bias))
   return made
 
 
-def _heads(flow: tuple[str, str], mask: tuple[str, str], names: Mapping[str, object]) -> list[Rule]:
+def _heads(flow: tuple[str, str], mask: tuple[str, str]) -> list[Rule]:
   made = []
   for i in (0, 1):
     made += _convolution(flow[i], f"flow_head/conv{i + 1}")
-    if f"{mask[0]}.weight" in names:
-      made += _convolution(mask[i], f"upsample_head/conv{i + 1}")
+    made += _convolution(mask[i], f"upsample_head/conv{i + 1}")
   return made
 
 
-def _raft(names: Mapping[str, object]) -> list[Rule]:
+def _raft(form: _Form) -> list[Rule]:
   top = "update_block"
-  second = f"{top}.encoder.convc2.weight" in names
-  made = _motion(f"{top}.encoder", "", ("convc", "convf"), second)
-  if f"{top}.gru.convz1.weight" in names:
+  made = _motion(f"{top}.encoder", "", ("convc", "convf"))
+  if form.separable:
     made += _gru(f"{top}.gru.conv{{}}1", 1) + _gru(f"{top}.gru.conv{{}}2", 2)
   else:
     made += _gru(f"{top}.gru.conv{{}}", 1)
-  head = f"{top}.flow_head"
-  mask = f"{top}.mask"
-  return made + _heads((f"{head}.conv1", f"{head}.conv2"), (f"{mask}.0", f"{mask}.2"), names)
+  head, mask = f"{top}.flow_head", f"{top}.mask"
+  return made + _heads((f"{head}.conv1", f"{head}.conv2"), (f"{mask}.0", f"{mask}.2"))
 
 
-def _torchvision(names: Mapping[str, object]) -> list[Rule]:
+def _torchvision(form: _Form) -> list[Rule]:
   top = "update_block"
-  second = f"{top}.motion_encoder.convcorr2.0.weight" in names
-  made = _motion(f"{top}.motion_encoder", ".0", ("convcorr", "convflow"), second)
-  for i in (1, 2):
-    unit = f"{top}.recurrent_block.convgru{i}"
-    if f"{unit}.convz.weight" in names:
-      made += _gru(f"{unit}.conv{{}}", i)
+  made = _motion(f"{top}.motion_encoder", ".0", ("convcorr", "convflow"))
+  for i in (1, 2) if form.separable else (1,):
+    made += _gru(f"{top}.recurrent_block.convgru{i}.conv{{}}", i)
   head, mask = f"{top}.flow_head", "mask_predictor"
-  return made + _heads(
-    (f"{head}.conv1", f"{head}.conv2"), (f"{mask}.convrelu.0", f"{mask}.conv"), names
-  )
+  return made + _heads((f"{head}.conv1", f"{head}.conv2"), (f"{mask}.convrelu.0", f"{mask}.conv"))
 
 
-def _sea_raft(names: Mapping[str, object]) -> list[Rule]:
+def _sea_raft(form: _Form) -> list[Rule]:
   made = _convolution("init_conv", "context_conv")
-  made += _motion("update_block.encoder", "", ("convc", "convf"), True)
-  count = 0
-  while f"update_block.refine.{count}.gamma" in names:
-    theirs, ours = f"update_block.refine.{count}", f"refine_{count}"
+  made += _motion("update_block.encoder", "", ("convc", "convf"))
+  for i in range(form.refine_blocks):
+    theirs, ours = f"update_block.refine.{i}", f"refine_{i}"
     made += [
       Rule((f"{theirs}.dwconv.weight",), f"{ours}/depthwise_kernel", Convolution()),
       Rule((f"{theirs}.dwconv.bias",), f"{ours}/depthwise_bias"),
@@ -258,6 +269,4 @@ def _sea_raft(names: Mapping[str, object]) -> list[Rule]:
     for a, b in (("pwconv1", "fc1"), ("pwconv2", "fc2")):
       made.append(Rule((f"{theirs}.{a}.weight",), f"{ours}/{b}/kernel", Transposed()))
       made.append(Rule((f"{theirs}.{a}.bias",), f"{ours}/{b}/bias"))
-    count += 1
-  heads = ("flow_head.0", "flow_head.2"), ("upsample_weight.0", "upsample_weight.2")
-  return made + _heads(*heads, names)
+  return made + _heads(("flow_head.0", "flow_head.2"), ("upsample_weight.0", "upsample_weight.2"))

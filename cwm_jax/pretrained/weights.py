@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from cwm_jax.pretrained import learned_marks
+from cwm_jax.pretrained import flow_networks, learned_marks
 from cwm_jax.pretrained.merge import check_names
 from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
 from cwm_jax.types import InputError
@@ -199,7 +199,7 @@ def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[st
   """Builds the config's model and works out, without computing, which parameters it has.
 
   Args:
-    config: a job config with a "model" section.
+    config: a job config with a "model" section, or a "flow_network" one with a kind.
     where: names its origin in error messages.
 
   Returns:
@@ -207,13 +207,16 @@ def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[st
     a learned mark under "perturber/".
 
   Raises:
-    InputError: the "model" section lacks a key or holds a value that cannot be built.
+    InputError: the section lacks a key or holds a value that cannot be built.
   """
   import jax
 
   from cwm_jax import models
 
   try:
+    if flow_networks.is_flow_network(config):
+      module, wanted = flow_networks.expected(config)
+      return module, {name: leaf.shape for name, leaf in flatten(wanted).items()}
     model = config["model"]
     module = models.build(model)
     h, w = model["image_hw"]

@@ -34,7 +34,7 @@ def network(settings):
 
 def params_of(state):
   state = flow_keymaps.merge_twins(state, where="the state")
-  return keymaps.to_params(state, flow_keymaps.rules(state, "sea_raft"))
+  return keymaps.to_params(state, flow_keymaps.rules_of_state(state, "sea_raft"))
 
 
 @pytest.fixture(scope="module")

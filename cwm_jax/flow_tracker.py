@@ -1,0 +1,198 @@
+"""`FlowNetworkTracker`: RAFT or SEA-RAFT with the methods of `Tracker`.
+
+A pair of frames is one pass for all its points: dense flow forward and back, read at the points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from cwm_jax import geometry, models
+from cwm_jax.counterfactual.engine import Pending
+from cwm_jax.tracker import Tracker
+from cwm_jax.types import Explanation, FlowEstimate, InputError, PointFlow
+
+PROTOCOLS = ("half_pixel", "release")
+OCCLUSIONS = ("absolute", "relative")
+
+
+class FlowNetworkTracker(Tracker):
+  """Follows points by dense flow from each query's frame to every later one.
+
+  A point is visible where flow forward and then back returns to it. Its confidence is 1/2 at the
+  threshold of that, and 1 where it returns exactly.
+  """
+
+  def __init__(
+    self,
+    flow_fn: Callable[[Any], Any],
+    *,
+    protocol: str = "half_pixel",
+    occlusion: str = "absolute",
+    occlusion_threshold: float | None = None,
+  ):
+    """
+    Args:
+      flow_fn: frames float32 [B, 2, H, W, 3], RGB in [0, 1], of any size -> `FlowEstimate`. As a
+        `jax.tree_util.Partial` its parameters are arguments of the compiled programs.
+      protocol: "half_pixel": flow is read between pixels, answers are continuous, and what leaves
+        the frame is not visible; "release": as Opt-CWM's public release, points are truncated to
+        pixels, answers are bare indices, and only forward and back decides what is visible.
+      occlusion: "absolute" in pixels, or "relative" to the lengths of both flows, see
+        `geometry.round_trip`.
+      occlusion_threshold: None takes 6 pixels, or 0.5 when relative.
+
+    Raises:
+      InputError: a setting that cannot be.
+    """
+    # The other constructor lays out counterfactual questions; what is inherited is what lies above.
+    self._engine = FlowEngine(
+      flow_fn, protocol=protocol, occlusion=occlusion, threshold=occlusion_threshold
+    )
+
+  @classmethod
+  def of_weights(
+    cls,
+    params: dict[str, Any],
+    config: dict[str, Any],
+    *,
+    mark: Any = None,
+    dtype: str | None = None,
+    iterations: int | None = None,
+    **settings: Any,
+  ) -> FlowNetworkTracker:
+    """A tracker by what a weights file holds.
+
+    Args:
+      params: of the network, nested.
+      config: with a "flow_network" section.
+      mark: None; a flow network is not asked by marks.
+      dtype: compute dtype, "float32" or "bfloat16"; None takes the file's.
+      iterations: None takes the file's.
+      **settings: see the constructor.
+
+    Raises:
+      InputError: a mark, or a setting that cannot be.
+    """
+    if mark is not None:
+      raise InputError("these are the weights of a flow network, which is not asked by marks")
+    section = dict(config["flow_network"])
+    section |= {} if dtype is None else {"dtype": dtype}
+    section |= {} if iterations is None else {"iterations": iterations}
+    if section["iterations"] < (1 if section["kind"] == "raft" else 0):
+      raise InputError(f"a flow network cannot be run for {section['iterations']} iterations")
+    network = Network(models.build_flow_network(section))
+    return cls(Partial(network, jax.tree.map(jnp.asarray, params)), **settings)
+
+  def explain(self, frame1: Any, frame2: Any, point_xy: Any) -> Explanation:
+    """Not for flow networks.
+
+    Raises:
+      InputError: always.
+    """
+    raise InputError("a flow network answers without marks and masks; there is nothing to explain")
+
+
+@dataclass(frozen=True)
+class Network:
+  """`module.apply`; equal ones share their compiled programs."""
+
+  module: Any
+
+  def __call__(self, params: Any, frames: Any) -> FlowEstimate:
+    return self.module.apply({"params": params}, frames)
+
+
+class FlowEngine:
+  """Dense flow under the questions that `Tracker` asks; see `counterfactual.engine.Engine`."""
+
+  # Both directions of one pair fill a CPU's caches and most of an accelerator.
+  pairs_at_once = 1
+
+  def __init__(self, flow_fn: Any, *, protocol: str, occlusion: str, threshold: float | None):
+    """See `FlowNetworkTracker`.
+
+    Raises:
+      InputError: a setting that cannot be.
+    """
+    for what, value, choices in (
+      ("protocol", protocol, PROTOCOLS),
+      ("occlusion", occlusion, OCCLUSIONS),
+    ):
+      if value not in choices:
+        raise InputError(f"the {what} is {value!r}; choose one of {', '.join(choices)}")
+    relative = occlusion == "relative"
+    if threshold is None:
+      threshold = 0.5 if relative else 6.0
+    if not threshold > 0:
+      raise InputError(f"the occlusion threshold is {threshold}; it is above 0")
+    self._flow_fn = flow_fn if isinstance(flow_fn, Partial) else Partial(flow_fn)
+    self._release, self._relative = protocol == "release", relative
+    self._threshold = float(threshold)
+
+  def prepare(self, image: np.ndarray) -> jax.Array:
+    """A frame on the device, uint8 [H, W, 3]; floats are taken as ImageNet-normalised."""
+    image = jnp.asarray(image)
+    if jnp.issubdtype(image.dtype, jnp.floating):
+      return geometry.unnormalise(image)
+    return image.astype(jnp.float32) / 255.0
+
+  def ask(
+    self,
+    pairs: Sequence[tuple[Any, Any]],
+    pair_of: np.ndarray,
+    points_xy: np.ndarray,
+    video_hw: tuple[int, int],
+  ) -> Pending:
+    """Starts the work for some points of some pairs; does not wait for it.
+
+    Args:
+      pairs: (frame 1, frame 2), from `prepare`.
+      pair_of: int [n], the pair of each point.
+      points_xy: float32 [n, 2], continuous (x, y), pixels of the frames.
+      video_hw: the frames' size; their own shape says it too.
+    """
+    parts = []
+    for number, pair in enumerate(pairs):
+      mine = np.flatnonzero(pair_of == number)
+      if not mine.size:
+        continue
+      flow_xy, ratio = _both_ways(
+        self._flow_fn, jnp.stack(pair), threshold=self._threshold, relative=self._relative
+      )
+      # Padded to a power of two, so that few numbers of points have a program of their own.
+      size = max(16, 1 << (len(mine) - 1).bit_length())
+      asked = np.resize(points_xy[mine], (size, 2)).astype(np.float32)
+      parts.append((mine, _read(flow_xy, ratio, jnp.asarray(asked), release=self._release)))
+    return Pending(parts, len(points_xy))
+
+
+@partial(jax.jit, static_argnames=("threshold", "relative"))
+def _both_ways(flow_fn: Any, frames: Any, *, threshold: float, relative: bool) -> tuple[Any, Any]:
+  """Flow [h, w, 2] between two frames, and how far it comes back to itself, [h, w]."""
+  flow_xy, back_xy = flow_fn(jnp.stack([frames, frames[::-1]])).flow_xy
+  ratio, _ = geometry.round_trip(flow_xy, back_xy, threshold=threshold, relative=relative)
+  return flow_xy, ratio
+
+
+@partial(jax.jit, static_argnames="release")
+def _read(flow_xy: Any, ratio: Any, points_xy: Any, *, release: bool) -> PointFlow:
+  h, w = flow_xy.shape[:2]
+  index = geometry.point_to_index_yx(points_xy, (h, w))
+  row, column = index[:, 0], index[:, 1]
+  away = ratio[row, column]
+  confidence, visible = 1.0 / (1.0 + away), away <= 1.0
+  if release:
+    xy = index[:, ::-1].astype(jnp.float32) + flow_xy[row, column]
+    return PointFlow(xy, visible, confidence)
+  xy = points_xy + geometry.sample_bilinear(flow_xy, points_xy)
+  inside = jnp.all((xy >= 0) & (xy <= jnp.array([w, h])), axis=-1)
+  return PointFlow(xy, visible & inside, jnp.where(inside, confidence, 0.0))
