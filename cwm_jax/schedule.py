@@ -7,24 +7,23 @@ import re
 
 _UNITS = {
   "steps": "steps",
-  "step": "steps",
   "examples": "examples",
   "pairs": "examples",
   "epochs": "epochs",
-  "epoch": "epochs",
+  "seconds": "seconds",
   "minutes": "seconds",
   "min": "seconds",
   "hours": "seconds",
-  "seconds": "seconds",
 }
-_SECONDS = {"minutes": 60.0, "min": 60.0, "hours": 3600.0, "seconds": 1.0}
+_SECONDS = {"minutes": 60.0, "min": 60.0, "hours": 3600.0}
 
 
 def parse_duration(duration: int | str) -> tuple[float, str]:
   """Splits a duration into an amount and one of `steps`, `examples`, `epochs`, `seconds`.
 
   Args:
-    duration: a bare number (steps) or a string such as "800 epochs", "3e6 examples", "8 minutes".
+    duration: a bare number (steps) or a string such as "800 epochs", "3e6 examples", "8 minutes",
+      "1 hour".
 
   Raises:
     ValueError: the text is not a number followed by a known unit.
@@ -32,11 +31,13 @@ def parse_duration(duration: int | str) -> tuple[float, str]:
   if isinstance(duration, (int, float)):
     return float(duration), "steps"
   match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([a-z]*)\s*", duration)
-  if not match or (match[2] and match[2] not in _UNITS):
+  unit = (match and match[2]) or "steps"
+  # One of a thing has no s.
+  unit = unit if unit in _UNITS else f"{unit}s"
+  if not match or unit not in _UNITS:
     raise ValueError(
       f"duration {duration!r} is not understood: write a number and one of {', '.join(_UNITS)}"
     )
-  unit = match[2] or "steps"
   return float(match[1]) * _SECONDS.get(unit, 1.0), _UNITS[unit]
 
 

@@ -18,7 +18,25 @@ def test_wall_clock_durations_are_seconds():
   assert schedule.parse_duration("1.5 hours") == (5400.0, "seconds")
 
 
-@pytest.mark.parametrize("duration", ["", "ten steps", "3 fortnights", "-4 steps", "1.2.3 steps"])
+@pytest.mark.parametrize(
+  "duration, amount, unit",
+  [
+    ("1 second", 1.0, "seconds"),
+    ("1 minute", 60.0, "seconds"),
+    ("1 hour", 3600.0, "seconds"),
+    ("1 step", 1.0, "steps"),
+    ("1 epoch", 1.0, "epochs"),
+    ("1 example", 1.0, "examples"),
+    ("1 pair", 1.0, "examples"),
+  ],
+)
+def test_one_of_a_unit_may_be_written_without_its_s(duration, amount, unit):
+  assert schedule.parse_duration(duration) == (amount, unit)
+
+
+@pytest.mark.parametrize(
+  "duration", ["", "ten steps", "3 fortnights", "1 s", "-4 steps", "1.2.3 steps"]
+)
 def test_nonsense_is_refused_with_the_known_units(duration):
   with pytest.raises(ValueError, match="epochs"):
     schedule.parse_duration(duration)
