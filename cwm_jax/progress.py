@@ -59,7 +59,7 @@ def known_tflops(device_kind: str) -> float | None:
 
 
 def matmul_flops(function: Callable, *args: Any) -> float:
-  """Floating-point operations of the matrix products in one call of `function`.
+  """Floating-point operations of the matrix products and convolutions in a call of `function`.
 
   Counted in the traced program rather than asked of the compiler, whose cost analysis counts the
   body of a scanned stack once. Recomputation under remat is not in a forward pass, so three times a
@@ -79,6 +79,12 @@ def _count(jaxpr: Any) -> float:
       (contract, _), _ = eqn.params["dimension_numbers"]
       shape = eqn.invars[0].aval.shape
       inner = math.prod(shape[axis] for axis in contract)
+      total += 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
+    elif eqn.primitive.name == "conv_general_dilated":
+      # Each number out is a sum over a kernel's extent and the input features of its group.
+      kernel = eqn.invars[1].aval.shape
+      features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+      inner = math.prod(kernel) // features
       total += 2.0 * inner * math.prod(eqn.outvars[0].aval.shape)
     elif eqn.primitive.name.startswith("dot_product_attention_fwd"):
       # cuDNN's attention hides its two products: queries [b, t, heads, d], keys [b, s, heads, d].

@@ -33,6 +33,18 @@ def test_attention_counts_alike_whoever_computes_it(monkeypatch):
     assert progress.matmul_flops(attend, q, k, k) == 2 * (2 * 2 * 48 * 32 * 3 * 64)
 
 
+def test_a_convolution_counts_as_a_product_of_its_window_for_every_number_out():
+  image, kernel = jnp.ones((2, 16, 16, 3)), jnp.ones((8, 8, 3, 5))
+
+  def strided(image, kernel):
+    return jax.lax.conv_general_dilated(
+      image, kernel, (4, 4), ((2, 2), (2, 2)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  assert strided(image, kernel).shape == (2, 4, 4, 5)
+  assert progress.matmul_flops(strided, image, kernel) == 2 * (2 * 4 * 4 * 5) * (8 * 8 * 3)
+
+
 def test_a_given_peak_counts_for_every_device():
   assert progress.peak_flops(2.0) == 2e12 * jax.device_count()
 
