@@ -138,14 +138,19 @@ def check_writable(workdir: str | os.PathLike) -> None:
     raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
 
 
-def keep_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
+def keep_config(
+  workdir: str | os.PathLike, config: dict[str, Any], *, defaults: dict[str, Any] | None = None
+) -> None:
   """Compares `config` with the one the workdir's checkpoints were made with, then writes it down.
 
-  A key that the older config lacks is not compared; `total` may change, with a line in the log.
+  What the older config lacks came with a later version of the project, whose default does what was
+  done before: such a key keeps its default, with a line in the log. `total` may change, with a line
+  too.
 
   Args:
     workdir: holds `config.json` if it was used before.
     config: JSON-ready nested dict.
+    defaults: the same, of all keys there are.
 
   Raises:
     InputError: a key that shapes the model, its optimizer or its data has changed.
@@ -153,17 +158,21 @@ def keep_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
   path = Path(workdir) / CONFIG
   text = json.dumps(config, indent=1)
   if path.exists() and any((Path(workdir) / CHECKPOINTS).glob("[0-9]*")):
-    before, after = _flat(read_config(workdir)), _flat(json.loads(text))
+    stored, after = _flat(read_config(workdir)), _flat(json.loads(text))
+    before = _flat(json.loads(json.dumps(defaults or {}))) | stored
     changed = [
       key
-      for key in sorted(before | after)
-      if key in before and before[key] != after.get(key) and not _FREE.fullmatch(key)
+      for key in sorted(stored | after)
+      if before.get(key) != after.get(key) and not _FREE.fullmatch(key)
     ]
+    lacking = sorted(after.keys() - stored.keys() - {*changed})
+    if lacking:
+      log.info("%s was begun without these keys, which keep defaults: %s", workdir, lacking)
     if "total" in changed:
       changed.remove("total")
       log.info("total was %s and is now %s: schedules follow", before["total"], after["total"])
     if changed:
-      told = ", ".join(f"{key} ({before[key]!r} -> {after.get(key)!r})" for key in changed)
+      told = ", ".join(f"{key} ({before.get(key)!r} -> {after.get(key)!r})" for key in changed)
       raise InputError(
         f"workdir {workdir} was begun with another config: {told}; "
         "change it back, or start a new workdir with init_from set to this one"

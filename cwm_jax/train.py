@@ -22,6 +22,7 @@ import numpy as np
 from cwm_jax import checkpoint, optim, progress, schedule, sharding, tasks, writers
 from cwm_jax import leaving as leaving_lib
 from cwm_jax import step as step_lib
+from cwm_jax.configs import base
 from cwm_jax.data import loader, rendering
 from cwm_jax.pretrained import merge, weights
 from cwm_jax.types import FramePair, InputError, TrainState
@@ -66,7 +67,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
     workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
   )
   stack.callback(checkpoints.close)
-  checkpoint.keep_config(workdir, config.to_dict())
+  checkpoint.keep_config(workdir, config.to_dict(), defaults=base.get_config().to_dict())
 
   # What: the task, the data, the durations, the optimizer.
   task = tasks.build(config)

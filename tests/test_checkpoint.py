@@ -136,13 +136,29 @@ def test_a_change_of_what_is_learned_is_refused_by_name(tmp_path, section, key, 
     {"evaluate": {}},
     {"data": {"batch_size": 8, "num_workers": 2}},
     {"model": {"patch": 4, "remat": "full"}},
-    {"new_key": 1},
   ],
 )
 def test_how_long_and_how_it_runs_may_change(tmp_path, change):
   save(tmp_path, [1])
   checkpoint.keep_config(tmp_path, {**CONFIG, **change})
   assert checkpoint.read_config(tmp_path) == {**CONFIG, **change}
+
+
+@pytest.mark.parametrize("value, refused", [(1, False), (2, True)])
+def test_a_key_that_the_run_was_begun_without_keeps_its_default_and_is_told(
+  tmp_path, caplog, value, refused
+):
+  save(tmp_path, [1])
+  defaults = {**CONFIG, "model": {**CONFIG["model"], "later": 1}}
+  config = {**CONFIG, "model": {**CONFIG["model"], "later": value}}
+  caplog.set_level("INFO")
+  if refused:
+    with pytest.raises(InputError, match=r"model\.later \(1 -> 2\)"):
+      checkpoint.keep_config(tmp_path, config, defaults=defaults)
+    return
+  checkpoint.keep_config(tmp_path, config, defaults=defaults)
+  assert checkpoint.read_config(tmp_path) == config
+  assert "model.later" in caplog.text
 
 
 def test_without_checkpoints_any_config_will_do(tmp_path):
