@@ -1,7 +1,8 @@
 """Videos of TensorFlow Datasets, read through `tfds.data_source`, without TensorFlow.
 
 The data must have been prepared in a random-access file format (ArrayRecord). A record's video may
-be an array of frames, a sequence of encoded images, or one encoded video file.
+be an array of frames, a sequence of encoded images, or one encoded video file. Encoded ones are
+turned upright as they say; an array of frames says nothing of it and is taken as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cwm_jax.data.sources import PairSource, check_gap, pair_starts
 from cwm_jax.types import InputError
@@ -70,27 +71,31 @@ class TfdsSource(PairSource):
       raise InputError(f"{self.name(item)} cannot be read: {error}") from error
     if np.ndim(value) == 0 and not isinstance(value, bytes):
       raise InputError(f"{self.name(item)}: the field {self._feature} is a number, not a video")
-    frames = _decode_video(value, self.name(item)) if isinstance(value, bytes) else value
+    frames = decode_video(value, self.name(item)) if isinstance(value, bytes) else value
     first = int(share * pair_starts(len(frames), self._gap, self.name(item)))
-    pair = [self._image(frames[i], item) for i in (first, first + self._gap)]
+    pair = [as_image(frames[i], self.name(item)) for i in (first, first + self._gap)]
     if pair[0].shape != pair[1].shape:
       raise InputError(f"{self.name(item)} has frames of several sizes")
     return np.stack(pair)
 
-  def _image(self, frame: Any, item: int) -> np.ndarray:
-    try:
-      if isinstance(frame, bytes):
-        frame = Image.open(io.BytesIO(frame)).convert("RGB")
-      frame = np.asarray(frame)
-    except Exception as error:  # as in `images.read_image`
-      raise InputError(f"{self.name(item)} holds a damaged image: {error}") from error
-    if frame.ndim == 3 and frame.shape[-1] == 1:
-      frame = np.repeat(frame, 3, axis=-1)
-    if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
-      raise InputError(
-        f"{self.name(item)}: frames are {frame.dtype} {frame.shape}, uint8 [H, W, 3] is needed"
-      )
-    return frame
+
+def as_image(frame: Any, name: str) -> np.ndarray:
+  """A record's frame, encoded or an array, as uint8 [H, W, 3].
+
+  Raises:
+    InputError: it is damaged, or no such array.
+  """
+  try:
+    if isinstance(frame, bytes):
+      frame = ImageOps.exif_transpose(Image.open(io.BytesIO(frame))).convert("RGB")
+    frame = np.asarray(frame)
+  except Exception as error:  # as in `images.read_image`
+    raise InputError(f"{name} holds a damaged image: {error}") from error
+  if frame.ndim == 3 and frame.shape[-1] == 1:
+    frame = np.repeat(frame, 3, axis=-1)
+  if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8:
+    raise InputError(f"{name}: frames are {frame.dtype} {frame.shape}, uint8 [H, W, 3] is needed")
+  return frame
 
 
 def _open(name: str, split: str, data_dir: str, shown_name: str):
@@ -107,11 +112,18 @@ def _open(name: str, split: str, data_dir: str, shown_name: str):
     raise InputError(f"{shown_name} cannot be opened: {reason}") from error
 
 
-def _decode_video(data: bytes, name: str) -> list[np.ndarray]:
+def decode_video(data: bytes, name: str) -> list[np.ndarray]:
+  """All frames of an encoded video file, uint8 [H, W, 3], turned upright.
+
+  Raises:
+    InputError: it cannot be decoded.
+  """
   import av
+
+  from cwm_jax.data import video
 
   try:
     with av.open(io.BytesIO(data), metadata_errors="replace") as container:
-      return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+      return [video.upright(frame) for frame in container.decode(video=0)]
   except (av.FFmpegError, OSError, IndexError) as error:
     raise InputError(f"{name} holds a video that cannot be decoded: {error}") from error

@@ -101,7 +101,7 @@ class VideoFile:
       InputError: no frame can be decoded.
     """
     with self._sentences():
-      image = _upright(self._displayed_at(0.0)[0].frame)
+      image = upright(self._displayed_at(0.0)[0].frame)
       height, width = image.shape[:2]
       fps = self._rate()
       codec = self._stream.codec_context.name
@@ -151,7 +151,7 @@ class VideoFile:
       InputError: the video ends before, or is damaged.
     """
     with self._sentences():
-      return _upright(self._displayed_at(time_s)[0].frame)
+      return upright(self._displayed_at(time_s)[0].frame)
 
   def pair(self, start_s: float, gap_s: float) -> VideoPair:
     """The frame on display at `start_s`, and the one nearest to its own time + `gap_s`.
@@ -180,7 +180,7 @@ class VideoFile:
             f"{self._name} ends before {target:.3f} s, where the second frame of a pair should be"
           )
         second = previous
-      images = [_upright(timed.frame) for timed in (first, second)]
+      images = [upright(timed.frame) for timed in (first, second)]
       if images[0].shape != images[1].shape:
         raise InputError(f"{self._name} changes its frame size at {second.time_s:.3f} s")
       return VideoPair(np.stack(images), (first.time_s, second.time_s))
@@ -202,7 +202,7 @@ class VideoFile:
       for time_s, frame in itertools.chain([first], later):
         if stop_s is not None and time_s >= stop_s - _SAME_INSTANT_S:
           return
-        image = _upright(frame)
+        image = upright(frame)
         shape = shape or image.shape
         if image.shape != shape:
           raise InputError(f"{self._name} changes its frame size at {time_s:.3f} s")
@@ -377,7 +377,7 @@ def _check_local_file(path: str) -> None:
     raise InputError(f"{name} is empty")
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def upright(frame: av.VideoFrame) -> np.ndarray:
   """A decoded frame as RGB, turned and mirrored as its display matrix says."""
   image = frame.to_ndarray(format="rgb24")
   matrix = frame.side_data.get("DISPLAYMATRIX")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cwm_jax.data import tfds_source
 from cwm_jax.data.tfds_source import TfdsSource
 from cwm_jax.types import InputError
 
@@ -74,6 +75,17 @@ def test_pairs_come_from_images_and_from_video_files(prepared, movies, feature):
     assert second - first == 3
     skipped.append(int(example["skipped"]))
   assert sum(skipped) == 4  # the record that is too short had its turn four times
+
+
+def test_encoded_images_and_videos_are_turned_upright(movies, tmp_path):
+  path = movies.write_video(tmp_path / "turned.mp4", 2, rotation=90)
+  frames = tfds_source.decode_video(path.read_bytes(), "a record")
+  assert [frame.shape for frame in frames] == [(64, 48, 3)] * 2
+  image, data = Image.fromarray(movies.picture(1)), io.BytesIO()
+  exif = image.getexif()
+  exif[0x0112] = 6  # the camera was held on its side
+  image.save(data, "JPEG", exif=exif)
+  assert tfds_source.as_image(data.getvalue(), "a record").shape == (64, 48, 3)
 
 
 def test_a_missing_field_or_dataset_is_named(prepared, tmp_path):
