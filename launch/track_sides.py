@@ -10,10 +10,12 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -134,14 +136,32 @@ def build(options: argparse.Namespace) -> Network:
   counted = Counted(models.build(model), grid_hw[0] * grid_hw[1] + visible)
   keys = jax.random.split(jax.random.key(0), 3)
   mask = masks.sample_masks(keys[0], grid_hw, visible, (1,))
-  init = jax.jit(counted.model.init, static_argnames="num_visible")
-  frames = np.zeros((1, 2, h, w, 3), np.float32)
-  params = init(keys[1], frames, mask, num_visible=counted.num_visible)["params"]
+  init = partial(counted.model.init, num_visible=counted.num_visible)
+  shapes = jax.eval_shape(init, keys[1], np.zeros((1, 2, h, w, 3), np.float32), mask)["params"]
   perturber = Perturber(hidden_width=opt_cwm.PERTURBER["hidden_width"])
   scale = opt_cwm.MARK_SCALES.get(options.model, 1)
   mark = gaussian.GaussianMark(perturber, size=opt_cwm.PERTURBER["size"], scale=scale)
-  marks = perturber.init(keys[2], np.zeros(model["encoder_width"], np.float32))["params"]
-  return Network(model, scale, Partial(counted, params), counted.total, Partial(mark, marks))
+  marks = jax.eval_shape(perturber.init, keys[2], np.zeros(model["encoder_width"], np.float32))
+  predict = Partial(counted, _fill(shapes, seed=0))
+  return Network(
+    model, scale, predict, counted.total, Partial(mark, _fill(marks["params"], seed=1))
+  )
+
+
+def _fill(shapes: Any, *, seed: int) -> Any:
+  """Random parameters, of which none is left out: as they are born, marks hardly show."""
+  rng = np.random.default_rng(seed)
+
+  def fill(path, leaf):
+    values = rng.standard_normal(leaf.shape, np.float32)
+    name = path[-1].key
+    if name == "kernel":
+      return jnp.asarray(values / np.float32(leaf.shape[-2] ** 0.5))
+    if name == "scale":
+      return jnp.asarray(1 + values / 5)
+    return jnp.asarray(values / (10 if name == "bias" else 2))
+
+  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def ours(network: Network, options: argparse.Namespace, *, one_by_one: bool = False) -> Side:
