@@ -279,16 +279,26 @@ def test_what_cannot_be_used_gets_a_sentence(call, sentence):
     call(_toy(), _video(2))
 
 
-def test_a_weights_file_becomes_a_tracker_with_its_own_ratio_and_mark(tmp_path):
+@pytest.fixture
+def weights_file(tmp_path):
+  """Writes tiny random weights with a mark; its arguments change the config's model section."""
   from cwm_jax import models
   from cwm_jax.pretrained import weights
 
   model = models.build(MODEL)
   masks = masks_lib.sample_masks(jax.random.key(0), (4, 6), 6, (1,))
   init = jax.jit(model.init, static_argnames="num_visible")
-  params = init(jax.random.key(1), jnp.zeros((1, 2, 16, 24, 3)), masks, num_visible=30)
-  path = tmp_path / "w.safetensors"
-  weights.save(path, params["params"], {"model": MODEL, "mark": {"kind": "gaussian", "sigma": 3.0}})
+  params = init(jax.random.key(1), jnp.zeros((1, 2, 16, 24, 3)), masks, num_visible=30)["params"]
+
+  def write(**changes):
+    config = {"model": MODEL | changes, "mark": {"kind": "gaussian", "sigma": 3.0}}
+    return weights.save(tmp_path / "w.safetensors", params, config)
+
+  return write
+
+
+def test_a_weights_file_becomes_a_tracker_with_its_own_ratio_and_mark(weights_file):
+  path = weights_file()
   tracker = Tracker.load(path, num_masks=2)
   assert tracker._engine._mark.func == perturb.WhiteGaussian(sigma=3.0)
   assert (~np.asarray(tracker._engine.masks)[:, :, 1]).sum() == 2 * 6
@@ -297,3 +307,11 @@ def test_a_weights_file_becomes_a_tracker_with_its_own_ratio_and_mark(tmp_path):
   size = engine._flow_points._cache_size()
   Tracker.load(path, num_masks=2).track(_video(3, (20, 30)), [[0, 3, 4]])
   assert engine._flow_points._cache_size() == size
+
+
+def test_weights_from_a_machine_with_cudnn_are_used_on_one_without(weights_file):
+  points = [[3.0, 4.0], [12.0, 9.0]]
+  video = _video(2, (16, 24))
+  expected = Tracker.load(weights_file(), num_masks=2).flow(*video, points)
+  found = Tracker.load(weights_file(attention_impl="cudnn"), num_masks=2).flow(*video, points)
+  np.testing.assert_array_equal(found.xy, expected.xy)

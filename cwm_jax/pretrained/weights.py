@@ -264,6 +264,9 @@ def read_header(path: str | os.PathLike) -> Header:
   config = _section(metadata, "config", where)
   if not isinstance(config.get("model"), dict):
     raise InputError(f"{where} was not written by this project: its config has no 'model' section")
+  if "attention_impl" in config["model"]:
+    # How attention was computed where the file was written says nothing about this machine.
+    config["model"]["attention_impl"] = ""
   extra = _section(metadata, "extra", where) if "extra" in metadata else {}
   return Header(config, extra, tensors)
 
