@@ -113,3 +113,19 @@ def test_statistics_are_float32_for_bfloat16_gradients():
     leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)
   }
   assert kinds == {jnp.dtype(jnp.float32)}
+
+
+def test_slow_parameters_learn_at_a_share_of_the_rate_and_not_before_their_time():
+  grads = jax.tree.map(jnp.ones_like, params())
+  tx, _ = optim.make(**{**SETTINGS, "slow": [("^encoder/", 0.25, 2)], "freeze": "mask_token"})
+  plain, _ = optim.make(**{**SETTINGS, "freeze": "mask_token"})
+  state, other = tx.init(params()), plain.init(params())
+  # A run may take `slow` up or leave it where it goes on: its state is the same.
+  assert jax.tree.structure(state) == jax.tree.structure(other)
+  for step in range(4):
+    updates, state = tx.update(grads, state, params())
+    full, other = plain.update(grads, other, params())
+    share = 0.25 if step >= 2 else 0.0
+    moved, whole = (tree["encoder"]["fc1"]["kernel"] for tree in (updates, full))
+    np.testing.assert_allclose(moved, share * whole, rtol=1e-6)
+    assert not updates["mask_token"].any()

@@ -10,7 +10,9 @@ import pytest
 import tiny_job
 
 from cwm_jax import tasks, train
-from cwm_jax.pretrained import weights
+from cwm_jax.models.perturber import Perturber
+from cwm_jax.pretrained import mark_files, weights
+from cwm_jax.tasks import joint_building
 from cwm_jax.types import FramePair, InputError
 
 
@@ -113,3 +115,49 @@ def test_masks_are_a_point_s_own_or_shared(predictor):
 def test_settings_that_cannot_be_are_told_in_a_sentence(predictor, key, value, told):
   with pytest.raises(InputError, match=told):
     tasks.build(joint_job.get_config(predictor, **{key: value}))
+
+
+def test_a_perturber_begins_white_plain_or_as_a_file_says(predictor, tmp_path):
+  _, stored = joint_building.predictor_file(str(predictor))
+  net = Perturber(hidden_width=6)
+  params = jax.jit(net.init)(jax.random.key(9), jnp.zeros(16))["params"]
+  path = mark_files.save(tmp_path / "mark.safetensors", params, model=stored["model"], size=5)
+  changes = dict(perturber__init="file", perturber__file=str(path))
+  task = tasks.build(joint_job.get_config(predictor, **changes))
+  jax.tree.map(np.testing.assert_array_equal, task.given["perturber"], params)
+  for kind in ("white", "plain"):
+    task = tasks.build(joint_job.get_config(predictor, perturber__init=kind))
+    assert task.perturber.init_kind == kind and set(task.given) == {"predictor"}
+
+
+def test_the_mark_that_was_learned_is_written_for_a_tracker(trained, predictor, tmp_path):
+  _, _, state = trained
+  config = joint_job.get_config(predictor)
+  path = joint_building.save_mark(tmp_path / "mark.safetensors", state.params, config)
+  _, stored = joint_building.predictor_file(str(predictor))
+  read, _ = mark_files.read(path, model=stored["model"])
+  jax.tree.map(np.testing.assert_array_equal, read, jax.device_get(state.params["perturber"]))
+  with pytest.raises(InputError, match="only a joint training learns a mark"):
+    joint_building.save_mark(path, state.params, tiny_job.get_config())
+
+
+@pytest.mark.parametrize("side, scale, size", [(64, 1, 5), (128, 2, 5), (128, 1, 10), (256, 1, 20)])
+def test_a_mark_has_the_paper_s_share_of_the_image_whatever_its_scale(side, scale, size):
+  section = joint_job.get_config("")["perturber"]
+  section.update(size=0, scale=scale)
+  assert joint_building.mark_size(section, (side, side)) == size
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_training_goes_on_at_twice_the_size_from_the_smaller_one_s_weights(positions, tmp_path):
+  small = joint_job.weights_file(tmp_path, positions=positions, positions_hw=[4, 4])
+  config = tiny_job.get_config()
+  config.init_from, config.total = str(small), "1 steps"
+  _, stored = joint_building.predictor_file(str(small))
+  config.model.update({**stored["model"], "image_hw": (32, 32)})
+  config.optim.warmup = "0 steps"
+  state = train.train(config, tmp_path / "double")
+  before, _ = weights.load(small)
+  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, dict(state.params))
+  # One AdamW step from the smaller size's weights, and not from scratch.
+  assert 0 < max(jax.tree.leaves(moved)) < 3e-3
