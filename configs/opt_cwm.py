@@ -41,6 +41,18 @@ MODELS = {
 PERTURBER = dict(hidden_width=512, size=20)
 MARK_SCALES = {"opt-cwm-256": 1, "opt-cwm-512": 2}
 
+# The release's Psi-flow: keys of the `flow_predictor` section, and of its `two_stream`.
+FLOW_PREDICTOR = dict(kind="two_stream", patch=8, mlp_ratio=4.0)
+TWO_STREAM = dict(
+  setting="release",
+  grid_hw=(28, 28),
+  encoder_width=768,
+  encoder_heads=12,
+  encoder_links=("o<->o", "o-_", "o-_", "o-_") * 3,
+  decoder_width=384,
+  decoder_heads=6,
+  decoder_links=("o<->o", "o<-_", "o-_", "o-_"),
+)
 # The release's joint training. It means betas of (0.9, 0.95) and never reads them; of what it
 # decays, mask tokens are a part.
 JOINT_OPTIM = dict(

@@ -221,7 +221,7 @@ class FlowConditionedPredictor(nn.Module):
     mask_token = self.param(
       "secondary_mask_token", nn.initializers.normal(0.02), (self.decoder_width,)
     )
-    secondary = fill_up(secondary, patches, n, mask_token)
+    secondary = fill_up(secondary, patches, n, jnp.asarray(mask_token, self.dtype))
     table = positions.token_sine_positions(n, self.decoder_width).astype(self.dtype)
     decoder = stack("decoder", self.decoder_heads, self.decoder_links)
     primary, _ = decoder(primary + table, secondary + table)
@@ -241,7 +241,7 @@ def fill_up(
   total = jnp.zeros((tokens.shape[0], count, tokens.shape[-1]), tokens.dtype)
   total = total.at[row, patches].add(tokens)
   times = jnp.zeros((tokens.shape[0], count, 1), tokens.dtype).at[row, patches].add(1)
-  return jnp.where(times > 0, total / jnp.maximum(times, 1), mask_token.astype(tokens.dtype))
+  return jnp.where(times > 0, total / jnp.maximum(times, 1), mask_token)
 
 
 def check_sizes(

@@ -2,14 +2,14 @@
 
 What a file holds is told by the names in it, which model it is by the shapes. A release of two
 files is laid together as its authors load them: the base checkpoint first, then every key of the
-second file's flow predictor over it.
+second file's flow predictor over it. What joint training made beside it, Psi-flow, comes along.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import isqrt, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,59 +20,29 @@ from cwm_jax.pretrained import (
   flow_conversion,
   flow_keymaps,
   flow_networks,
+  flow_predictors,
   keymaps,
   safetensors_file,
   torch_file,
   weights,
 )
+from cwm_jax.pretrained.flow_predictors import FLOW_PREDICTOR
 from cwm_jax.pretrained.learned_marks import PERTURBER
 from cwm_jax.pretrained.merge import NamesError
+from cwm_jax.pretrained.naming import JOINT_FLOW_PREDICTOR, Naming, naming_of
 from cwm_jax.types import InputError
 
-# What a release holds beside the flow predictor, and why it is left out.
-SKIPPED = {"recon_cwm_model.": "the flow-conditioned predictor of joint training"}
-_PREFIXES = ("", "cwm_model.", "flow_predictor.cwm_model.")
 _WRAPPER = "module."  # data-parallel training puts it before every name
-_PATCHES = "encoder.patch_embed.proj.weight"
-
-
-@dataclass(frozen=True)
-class Naming:
-  """How a release names a predictor, and a perturber where it has one.
-
-  Attributes:
-    predictor: what stands before each of the predictor's names.
-    perturber: what stands before each of the perturber's names; None where there is none.
-    learned_positions, key_bias, bridge: see `keymaps.predictor_rules`.
-  """
-
-  predictor: str = ""
-  perturber: str | None = None
-  learned_positions: bool = True
-  key_bias: bool = True
-  bridge: bool = True
-
-  def rules(self) -> tuple[keymaps.Rule, ...]:
-    """The key map from this naming to a weights file of ours."""
-    rules = keymaps.predictor_rules(
-      prefix=self.predictor,
-      learned_positions=self.learned_positions,
-      key_bias=self.key_bias,
-      bridge=self.bridge,
-    )
-    if self.perturber is not None:
-      mark = keymaps.perturber_rules(prefix=self.perturber)
-      rules += keymaps.with_prefix(mark, ours=f"{PERTURBER}/")
-    return rules
 
 
 class Converted(NamedTuple):
   """A release as `weights.save` takes it.
 
-  params: nested dict of float32 arrays; a perturber's under "perturber".
+  params: nested dict of float32 arrays; a perturber's under "perturber", Psi-flow's under
+          "flow_predictor".
   config: a job config whose "model" section builds the predictor; with a "mark" if it is learned.
   extra:  the release's naming, which the way back needs.
-  skipped: prefix of names that were left out (or what counters are called) -> how many.
+  skipped: what was left out -> how many tensors.
   overlaid: names that both files of a release had, and the second file's were taken.
   notes:  what a person should know of the two, a line each.
   """
@@ -89,11 +59,8 @@ class Converted(NamedTuple):
     if self.overlaid:
       some = ", ".join(self.overlaid[:3]) + (", ..." if len(self.overlaid) > 3 else "")
       lines.append(f"laid {len(self.overlaid)} tensors over the base's ({some})")
-    for prefix, count in self.skipped.items():
-      if prefix == flow_keymaps.COUNTERS:
-        lines.append(f"left out {count} {prefix} (of training; nothing reads them)")
-      else:
-        lines.append(f"left out {count} tensors of {prefix}* ({SKIPPED[prefix]})")
+    for what, count in self.skipped.items():
+      lines.append(f"left out {count} {what} (of training; nothing reads them)")
     return lines
 
 
@@ -121,12 +88,12 @@ def overlay(
 
   Args:
     base: a base predictor's state, without prefix.
-    over: a joint training's state; its "flow_predictor.*" is what counts.
+    over: a joint training's state: its "flow_predictor.*" is laid over, its Psi-flow comes along.
     keep_base: let the base's predictor stand where `over` has one too.
     where: names `over` in messages.
 
   Returns:
-    (state, overlaid): a flow predictor's state, and the names in it that both files had.
+    (state, overlaid): what both hold together, and the names in it that both files had.
 
   Raises:
     InputError: `over` holds no flow predictor, or one of another shape.
@@ -142,35 +109,8 @@ def overlay(
       raise InputError(f"{where}: {name!r} is {array.shape}, the base's is {state[name].shape}")
     if name not in state or not keep_base:
       state[name] = array
+  state |= {n: array for n, array in over.items() if n.startswith(JOINT_FLOW_PREDICTOR)}
   return state, overlaid
-
-
-def naming_of(names: Iterable[str], *, where: str) -> Naming:
-  """Tells a release's naming by its names.
-
-  Raises:
-    InputError: no predictor among them.
-  """
-  names = set(names)
-  for prefix in _PREFIXES:
-    if f"{prefix}{_PATCHES}" in names:
-      mark = prefix.removesuffix("cwm_model.") + "perturber."
-      has_mark = bool(prefix) and any(name.startswith(mark) for name in names)
-      return Naming(
-        predictor=prefix,
-        perturber=mark if has_mark else None,
-        learned_positions=f"{prefix}encoder.pos_embed" in names,
-        key_bias=f"{prefix}encoder.blocks.0.attn.k_bias" in names,
-        bridge=f"{prefix}encoder_to_decoder.bias" in names,
-      )
-  some = ", ".join(sorted(names)[:3])[:200]
-  raise InputError(f"{where} has the layout of no release that is known here (it begins: {some})")
-
-
-def skipped_of(names: Iterable[str]) -> dict[str, int]:
-  """How many of the names each prefix of `SKIPPED` leaves out, where it leaves out any."""
-  counts = {prefix: sum(name.startswith(prefix) for name in names) for prefix in SKIPPED}
-  return {prefix: count for prefix, count in counts.items() if count}
 
 
 def from_state(
@@ -200,14 +140,16 @@ def from_state(
     return _finite(
       Converted(*flow_conversion.from_state(state, kind, release=release, where=where)), where
     )
-  naming, skipped = naming_of(state, where=where), skipped_of(state)
-  kept = {name: a for name, a in state.items() if not name.startswith(tuple(SKIPPED))}
-  shapes = keymaps.to_shapes({n: a.shape for n, a in kept.items()}, naming.rules(), where=where)
+  naming = naming_of(state, where=where)
+  shapes = keymaps.to_shapes({n: a.shape for n, a in state.items()}, naming.rules(), where=where)
   config = _config(shapes, naming, release=release, heads=heads, where=where)
   _, expected = weights.expected_shapes(config, where=where)
+  if naming.flow_predictor is not None:
+    psi_flow = flow_predictors.expected_shapes(config, where=where)
+    expected |= {n: x.shape for n, x in weights.flatten({FLOW_PREDICTOR: psi_flow}).items()}
   weights.check_names(shapes, expected, where=where)
-  params = keymaps.to_params(kept, naming.rules(), where=where)
-  return _finite(Converted(params, config, {"naming": asdict(naming)}, skipped), where)
+  params = keymaps.to_params(state, naming.rules(), where=where)
+  return _finite(Converted(params, config, {"naming": asdict(naming)}, {}), where)
 
 
 def assemble(
@@ -227,14 +169,13 @@ def assemble(
   Raises:
     InputError: as `read_state`, `overlay` and `from_state`.
   """
-  state, overlaid, skipped = read_state(sources[0]), [], {}
+  state, overlaid = read_state(sources[0]), []
   for source in sources[1:]:
     over = read_state(source)
-    skipped |= skipped_of(over)
     state, overlaid = overlay(state, over, keep_base=keep_base, where=str(source))
   where = " over ".join(str(source) for source in reversed(sources))
   made = from_state(state, release=release, heads=heads, where=where)
-  return made._replace(skipped=made.skipped | skipped, overlaid=tuple(overlaid))
+  return made._replace(overlaid=tuple(overlaid))
 
 
 def to_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -249,6 +190,8 @@ def to_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
   params, _ = weights.load(path)
   if mark := weights.load_perturber(path):
     params[PERTURBER] = mark
+  if psi_flow := weights.load_flow_predictor(path):
+    params[FLOW_PREDICTOR] = psi_flow[1]
   if flow_networks.is_flow_network(header.config):
     # A network that came from no release is written as the releases of its kind are.
     kind = header.extra.get("naming", {}).get(flow_networks.SECTION)
@@ -258,7 +201,7 @@ def to_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
   try:
     naming = Naming(**given)
     rules = naming.rules()
-  except TypeError:
+  except (TypeError, ValueError):
     raise InputError(f"weights file {path}: its record of the release's naming is broken") from None
   return keymaps.to_state(params, rules, where=f"weights file {path}")
 
@@ -341,6 +284,12 @@ def _config(
       raise InputError(f"{where}: a width of {width} does not divide into {count} attention heads")
   job = base.get_config()
   job.model.update(model)
+  if naming.flow_predictor is not None:
+    top = f"{FLOW_PREDICTOR}/"
+    psi_flow = {n.removeprefix(top): s for n, s in shapes.items() if n.startswith(top)}
+    job.flow_predictor.update(
+      flow_predictors.told_by_shapes(psi_flow, naming.links, heads=heads, where=where)
+    )
   config = job.to_dict()
   if naming.perturber is not None:
     trained_at = isqrt(shapes["encoder_positions"][0] // 2) * model["patch"]

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from cwm_jax.pretrained import flow_networks, learned_marks
+from cwm_jax.pretrained import flow_networks, flow_predictors, learned_marks
 from cwm_jax.pretrained.merge import check_names
 from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
 from cwm_jax.types import InputError
 
 _SHIPPED = "predictor-tiny.safetensors"
+# What lies beside a predictor in its file.
+_BESIDE = (f"{learned_marks.PERTURBER}/", f"{flow_predictors.FLOW_PREDICTOR}/")
 _STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -117,14 +119,15 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
 
   Returns:
     (params, config): the predictor's parameters, a nested dict of float32 NumPy arrays, and the
-    config stored with them. A learned mark's are `load_perturber`'s.
+    config stored with them. A learned mark's are `load_perturber`'s, Psi-flow's
+    `load_flow_predictor`'s.
 
   Raises:
     InputError: not a safetensors file, cut short, inconsistent, without a config, or with numbers
       that are not finite.
   """
   header = read_header(path)
-  tensors = {n: t for n, t in header.tensors.items() if not _is_mark(n)}
+  tensors = {n: t for n, t in header.tensors.items() if not n.startswith(_BESIDE)}
   return _load(path, tensors), header.config
 
 
@@ -146,6 +149,27 @@ def load_perturber(path: str | os.PathLike) -> dict[str, Any] | None:
   wanted = {n: shape for n, shape in expected.items() if _is_mark(n)}
   check_names({n: t.shape for n, t in found.items()}, wanted, where=where)
   return _load(path, found)[learned_marks.PERTURBER]
+
+
+def load_flow_predictor(path: str | os.PathLike) -> tuple[Any, dict[str, Any]] | None:
+  """Reads the Psi-flow that a weights file holds beside its predictor.
+
+  Returns:
+    (module, params): the Linen module, and a nested dict of float32 NumPy arrays; or None where the
+    file holds none.
+
+  Raises:
+    InputError: as `load`, or parameters that are not those of the Psi-flow the config describes.
+  """
+  header, name = read_header(path), flow_predictors.FLOW_PREDICTOR
+  found = {n: t for n, t in header.tensors.items() if n.startswith(f"{name}/")}
+  if not found:
+    return None
+  where = f"weights file {path}"
+  wanted = flatten({name: flow_predictors.expected_shapes(header.config, where=where)})
+  shapes = {n: leaf.shape for n, leaf in wanted.items()}
+  check_names({n: t.shape for n, t in found.items()}, shapes, where=where)
+  return flow_predictors.build(header.config, where=where), _load(path, found)[name]
 
 
 def _load(path: str | os.PathLike, tensors: dict[str, TensorInfo]) -> dict[str, Any]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from torch_writer import Global, Tensor, write
 
-from cwm_jax.pretrained import convert, keymaps, safetensors_file, weights
+from cwm_jax.configs import base as defaults
+from cwm_jax.pretrained import (
+  convert,
+  flow_predictors,
+  keymaps,
+  safetensors_file,
+  two_stream_keys,
+  weights,
+)
 from cwm_jax.pretrained.merge import NamesError
 from cwm_jax.types import InputError
 
@@ -65,10 +74,25 @@ def _random(shapes, prefix=""):
 
 
 def _joint(base=True):
-  """What joint training saves: a flow predictor and the other model beside it."""
-  state = _random(_perturber_shapes(), "flow_predictor.perturber.")
-  state |= _random({"two_stream_vmae.mask_token_secondary": (1, 1, 5)}, "recon_cwm_model.")
+  """What joint training saves: a flow predictor, and Psi-flow beside it."""
+  state = _random(_perturber_shapes(), "flow_predictor.perturber.") | _psi_flow()
   return state | (_random(_base_shapes(), "flow_predictor.cwm_model.") if base else {})
+
+
+PSI_FLOW = "recon_cwm_model.two_stream_vmae."
+
+
+def _psi_flow(width=8, decoder=12):
+  """A released Psi-flow, tiny: 3 + 2 blocks."""
+  links = ("o<->o", "o-_", "o-_"), ("o<-_", "o-_")
+  sizes = dict(encoder_width=width, encoder_heads=2, decoder_width=decoder, decoder_heads=4)
+  section = defaults.get_config().flow_predictor
+  section.update(kind="two_stream", patch=4)
+  section.two_stream.update(encoder_links=links[0], decoder_links=links[1], **sizes)
+  shapes = flow_predictors.expected_shapes({"flow_predictor": section.to_dict()}, where="here")
+  params = {n: RNG.normal(size=x.shape) for n, x in weights.flatten(shapes).items()}
+  rules = two_stream_keys.two_stream_rules(*links, prefix=PSI_FLOW)
+  return keymaps.to_state(weights.unflatten(params), rules)
 
 
 def _assert_same(found, wanted):
@@ -90,9 +114,39 @@ def test_a_release_comes_back_from_our_weights_file_bit_for_bit(tmp_path, kind):
     top = "flow_predictor."
     state = {n[len(top) :]: a for n, a in state.items() if n.startswith(top)}
   made = convert.from_state(state, heads=HEADS, where="state")
-  wanted = {n: a for n, a in state.items() if not n.startswith("recon_cwm_model.")}
-  _assert_same(_round_trip(tmp_path, made), wanted)
-  assert made.skipped == ({"recon_cwm_model.": 1} if kind == "joint training" else {})
+  _assert_same(_round_trip(tmp_path, made), state)
+  assert made.skipped == {}
+
+
+def test_psi_flow_comes_along_and_is_read_by_itself(tmp_path):
+  state = _joint()
+  made = convert.from_state(state, heads=HEADS, where="state")
+  path = weights.save(tmp_path / "ours.safetensors", made.params, made.config, extra=made.extra)
+  assert "flow_predictor" not in weights.load(path)[0]
+  module, params = weights.load_flow_predictor(path)
+  assert (module.setting, module.encoder_heads, module.decoder_heads) == ("release", *HEADS)
+  want = state[f"{PSI_FLOW}decoder.output_layers.head_primary.weight"].T
+  np.testing.assert_array_equal(params["head"]["kernel"], want)
+  given = [np.zeros(shape, np.float32) for shape in ((1, 8, 8, 3), (1, 2, 2), (1, 2, 2))]
+  image = jax.eval_shape(module.apply, {"params": params}, *given)
+  assert image.shape == (1, 8, 8, 3)
+  bare = convert.from_state(_random(_base_shapes()), heads=HEADS, where="state")
+  without = weights.save(tmp_path / "bare.safetensors", bare.params, bare.config)
+  assert weights.load_flow_predictor(without) is None
+
+
+def test_a_psi_flow_of_unknown_heads_asks_for_them():
+  with pytest.raises(InputError, match="heads.*--heads"):
+    convert.from_state(_joint(), where="state")
+
+
+def test_a_part_of_psi_flow_that_is_gone_is_told():
+  state = _joint()
+  gone = f"{PSI_FLOW}encoder.two_stream_transformer.blocks.2.self_attn_layers_primary.mlp.fc1.bias"
+  del state[gone]
+  with pytest.raises(NamesError) as error:
+    convert.from_state(state, heads=HEADS, where="state")
+  assert error.value.sides == {"missing": [gone]}
 
 
 def test_a_torch_file_is_converted_as_the_tensors_in_it(tmp_path):
@@ -142,7 +196,7 @@ def test_the_joint_checkpoint_is_laid_over_the_base_and_wins(tmp_path):
   state, overlaid = convert.overlay(base, over)
   assert sorted(overlaid) == sorted(f"cwm_model.{name}" for name in base)
   top = "flow_predictor."
-  _assert_same(state, {n[len(top) :]: a for n, a in over.items() if n.startswith(top)})
+  _assert_same(state, {n.removeprefix(top): a for n, a in over.items()})
 
 
 def test_a_switch_keeps_the_base_and_takes_only_what_it_lacks():
@@ -163,7 +217,6 @@ def test_two_files_become_one_and_what_was_done_is_told(tmp_path):
   ]
   made = convert.assemble(files, heads=HEADS)
   assert made.overlaid == ("cwm_model.mask_token",)
-  assert made.skipped == {"recon_cwm_model.": 1}
   assert made.notes[0] == "laid 1 tensors over the base's (cwm_model.mask_token)"
   np.testing.assert_array_equal(made.params["mask_token"], np.zeros(8))
   kept = convert.assemble(files, heads=HEADS, keep_base=True)
@@ -286,14 +339,10 @@ def _manifest(cwm_goldens):
 
 def test_the_key_map_accounts_for_every_key_of_the_full_release_without_allocating(cwm_goldens):
   shapes = _manifest(cwm_goldens)
-  kept = {n: s for n, s in shapes.items() if not n.startswith(tuple(convert.SKIPPED))}
-  skipped = convert.skipped_of(shapes)
-  assert len(kept) + sum(skipped.values()) == len(shapes)
-  assert {n.split(".")[0] for n in kept} == {"flow_predictor"}
   # Broadcast zeros have the shapes of the release and no memory of their own.
-  rules = convert.naming_of(shapes, where="manifest").rules()
-  found = keymaps.to_shapes(kept, rules, where="manifest")
-  numbers = sum(int(np.prod(s)) for s in kept.values())
+  naming = convert.naming_of(shapes, where="manifest")
+  found = keymaps.to_shapes(shapes, naming.rules(), where="manifest")
+  numbers = sum(int(np.prod(s)) for s in shapes.values())
   assert sum(int(np.prod(s)) for s in found.values()) == numbers
   from cwm_jax.configs import opt_cwm
 
@@ -302,10 +351,19 @@ def test_the_key_map_accounts_for_every_key_of_the_full_release_without_allocati
     "mark": dict(kind="learned", scale=2, **opt_cwm.PERTURBER),
   }
   _, expected = weights.expected_shapes(config, where="manifest")
+  top = "flow_predictor/"
+  theirs = {n.removeprefix(top): s for n, s in found.items() if n.startswith(top)}
+  told = flow_predictors.told_by_shapes(theirs, naming.links, heads=None, where="manifest")
+  assert told["two_stream"]["grid_hw"] == (28, 28)
+  section = defaults.get_config().flow_predictor.to_dict() | told
+  mine = flow_predictors.expected_shapes({"flow_predictor": section}, where="manifest")
+  expected |= {f"{top}{n}": x.shape for n, x in weights.flatten(mine).items()}
   weights.check_names(found, expected, where="manifest")
 
 
-@pytest.mark.parametrize("case, section", [("c1_base_cwm", "base_cwm"), ("c4_flow", "base_cwm")])
+@pytest.mark.parametrize(
+  "case, section", [("c1_base_cwm", "base_cwm"), ("c4_flow", "base_cwm"), ("c5_optcwm", "base_cwm")]
+)
 def test_states_of_the_public_code_make_the_round_trip(tmp_path, cwm_goldens, case, section):
   settings = json.loads((cwm_goldens / "config.json").read_text())[section]
   heads = (settings["encoder_num_heads"], settings["decoder_num_heads"])
