@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cwm_jax.models import cached_attention
+
 REMAT_POLICIES = ("none", "full", "dots")
-# On a CPU: scores of one head (queries x keys) above which attention is done by chunks, and the
-# queries of a chunk, so that a chunk's scores (2 MB at 2,048 keys) stay in cache.
-_LARGE_SCORES, _QUERY_CHUNK = 1024 * 1024, 256
+# On a CPU: scores of one head (queries x keys) from which on they are kept in cache.
+_MANY_SCORES = 64 * 64
+_ALL = slice(None)
 
 
 def grid_yx(grid_hw: tuple[int, int]) -> Float[Array, "n 2"]:
@@ -99,45 +101,23 @@ def attend(
   """softmax(q k / sqrt(d)) v, with float32 scores.
 
   Args:
-    implementation: "einsum", "chunked" (the same numbers, one head and some queries at a time), or
+    implementation: "einsum", "cached" (the same numbers, one head and some queries at a time), or
       what `jax.nn.dot_product_attention` takes ("xla", "cudnn"). None is JAX's own choice, except
-      on a CPU: "einsum" there, where it is 3 x as fast as "xla" (512 tokens, 8 heads of 16) and
-      twice as fast with its gradient, and "chunked" from about a thousand tokens on.
+      on a CPU: "cached" there, but "einsum" for a few tokens.
   """
   if implementation is None and jax.default_backend() == "cpu":
-    implementation = "chunked" if q.shape[1] * k.shape[1] >= _LARGE_SCORES else "einsum"
+    implementation = "cached" if q.shape[1] * k.shape[1] >= _MANY_SCORES else "einsum"
   if implementation == "einsum":
     scores = jnp.einsum(
       "bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
     )
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
-  if implementation == "chunked":
-    return _attend_by_chunks(q, k, v)
+  if implementation == "cached":
+    b, n, h, d = q.shape
+    heads = (jnp.moveaxis(x, 2, 1).reshape(b * h, -1, d) for x in (q * d**-0.5, k, v))
+    return jnp.moveaxis(cached_attention.attend(*heads).reshape(b, h, n, d), 1, 2)
   return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-
-
-def _attend_by_chunks(q, k, v):
-  """`attend` whose score matrices stay in a CPU's cache.
-
-  2,048 tokens with 12 heads of 64 take a third of the CPU time of one large score matrix.
-  """
-  b, n, h, d = q.shape
-  chunks = -(-n // _QUERY_CHUNK)
-  q = jnp.pad(q * d**-0.5, ((0, 0), (0, chunks * _QUERY_CHUNK - n), (0, 0), (0, 0)))
-  q, k, v = (jnp.moveaxis(x, 2, 1).reshape(b * h, -1, d) for x in (q, k, v))
-
-  def one_head(qkv):
-    queries, keys, values = qkv
-
-    def some_queries(some):
-      scores = jnp.einsum("nd,md->nm", some, keys, preferred_element_type=jnp.float32)
-      return jax.nn.softmax(scores, axis=-1).astype(values.dtype) @ values
-
-    return jax.lax.map(some_queries, queries)
-
-  out = jax.lax.map(one_head, (q.reshape(b * h, chunks, _QUERY_CHUNK, d), k, v))
-  return jnp.moveaxis(out.reshape(b, h, -1, d)[:, :, :n], 1, 2)
 
 
 class Attention(nn.Module):
@@ -148,16 +128,19 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b n c"], rotary=None) -> Float[Array, "b n c"]:
+  def __call__(
+    self, x: Float[Array, "b n c"], rotary=None, *, wanted: slice = _ALL
+  ) -> Float[Array, "b m c"]:
+    """What the `wanted` tokens gather from all tokens."""
     b, n, c = x.shape
     qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=similarity_init, name="qkv")(x)
     qkv = qkv.reshape(b, n, 3, self.heads, c // self.heads)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if rotary is not None:
       q, k = rotate(q, rotary), rotate(k, rotary)
-    out = attend(q, k, v, self.attention_impl)
+    out = attend(q[:, wanted], k, v, self.attention_impl)
     proj = nn.Dense(c, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="proj")
-    return proj(out.reshape(b, n, c))
+    return proj(out.reshape(b, -1, c))
 
 
 class Block(nn.Module):
@@ -169,13 +152,15 @@ class Block(nn.Module):
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b n c"], rotary=None):
+  def __call__(
+    self, x: Float[Array, "b n c"], rotary=None, *, wanted: slice = _ALL
+  ) -> Float[Array, "b m c"]:
     c = x.shape[-1]
     dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
     # Norms run in float32 whatever the compute dtype: their sums lose the signal in bfloat16.
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
     attention = Attention(self.heads, self.attention_impl, self.dtype, name="attn")
-    x = x + attention(norm(name="norm1")(x).astype(self.dtype), rotary)
+    x = x[:, wanted] + attention(norm(name="norm1")(x).astype(self.dtype), rotary, wanted=wanted)
     y = dense(int(c * self.mlp_ratio), name="fc1")(norm(name="norm2")(x).astype(self.dtype))
     y = dense(c, name="fc2")(nn.gelu(y, approximate=False))
     return x + y
@@ -190,7 +175,7 @@ class _ScanBlock(Block):
 
 
 class Stack(nn.Module):
-  """`depth` blocks under one `nn.scan`; their parameters are stacked along axis 0."""
+  """`depth` blocks under one scan; their parameters are stacked along axis 0."""
 
   depth: int
   heads: int
@@ -200,10 +185,31 @@ class Stack(nn.Module):
   remat: str = "none"
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b n c"], rotary=None) -> Float[Array, "b n c"]:
-    block = repeated(_ScanBlock, self.depth, remat=self.remat, broadcast=1)
-    blocks = block(self.heads, self.mlp_ratio, self.attention_impl, self.dtype, name="blocks")
-    return blocks(x, rotary)[0]
+  def __call__(
+    self, x: Float[Array, "b n c"], rotary=None, *, wanted: slice = _ALL
+  ) -> Float[Array, "b m c"]:
+    """All tokens through the blocks; the last block works out the `wanted` ones only."""
+    settings = (self.heads, self.mlp_ratio, self.attention_impl, self.dtype)
+    remat = remat_settings(self.remat)
+    if self.is_initializing():
+      scanned = repeated(_ScanBlock, self.depth, remat="none", broadcast=1)
+      x, _ = scanned(*settings, name="blocks")(x, rotary)
+      return x[:, wanted]
+    # Not `nn.scan` here, since all of its steps would have to be alike.
+    params = self.variables["params"]["blocks"]
+
+    def apply(params, x, wanted):
+      return Block(*settings, parent=None).apply({"params": params}, x, rotary, wanted=wanted)
+
+    in_scan, alone = apply, apply
+    if remat is not None:
+      in_scan = jax.checkpoint(apply, static_argnums=2, **remat)
+      # Outside a loop the compiler would merge what is recomputed with what it was computed from.
+      alone = jax.checkpoint(apply, static_argnums=2, **remat | {"prevent_cse": True})
+    before = jax.tree.map(lambda p: p[:-1], params)
+    last = jax.tree.map(lambda p: p[-1], params)
+    x, _ = jax.lax.scan(lambda x, params: (in_scan(params, x, _ALL), None), x, before)
+    return alone(last, x, wanted)
 
 
 def repeated(block: type[nn.Module], depth: int, *, remat: str, broadcast: int = 0) -> Any:
@@ -217,11 +223,8 @@ def repeated(block: type[nn.Module], depth: int, *, remat: str, broadcast: int =
   Raises:
     ValueError: an unknown `remat`.
   """
-  if remat not in REMAT_POLICIES:
-    raise ValueError(f"model.remat is {remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
-  if remat != "none":
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    block = nn.remat(block, prevent_cse=False, policy=policy if remat == "dots" else None)
+  settings = remat_settings(remat)
+  block = block if settings is None else nn.remat(block, **settings)
   return nn.scan(
     block,
     variable_axes={"params": 0},
@@ -229,3 +232,17 @@ def repeated(block: type[nn.Module], depth: int, *, remat: str, broadcast: int =
     in_axes=(nn.broadcast,) * broadcast,
     length=depth,
   )
+
+
+def remat_settings(remat: str) -> dict[str, Any] | None:
+  """Arguments of `jax.checkpoint` for one of `REMAT_POLICIES`; None where nothing is recomputed.
+
+  Raises:
+    ValueError: an unknown `remat`.
+  """
+  if remat not in REMAT_POLICIES:
+    raise ValueError(f"model.remat is {remat!r}; choose one of {', '.join(REMAT_POLICIES)}")
+  if remat == "none":
+    return None
+  policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return {"prevent_cse": False, "policy": policy if remat == "dots" else None}

@@ -158,10 +158,10 @@ class Predictor(nn.Module):
       x = jnp.take_along_axis(jnp.concatenate([x, filler], axis=1), restore[:, :, None], axis=1)
     x = x + self._positions("decoder_positions", (gh, gw), self.decoder_width)
     rotary = _for_each(b, self._rotary((gh, gw), self.decoder_width // self.decoder_heads))
-    x = stack(self.decoder_depth, self.decoder_heads, name="decoder")(x, rotary)
     first, last = slice(n), slice(-n, None)
     predicted, other = (last, first) if predict_frame == 2 else (first, last)
-    x = norm(name="decoder_norm")(x[:, predicted])
+    x = stack(self.decoder_depth, self.decoder_heads, name="decoder")(x, rotary, wanted=predicted)
+    x = norm(name="decoder_norm")(x)
     # The head's output is read as pixels: keep it in float32.
     pixels = nn.Dense(self.patch**2 * 3, dtype=jnp.float32, name="head")(x)
     if not keep_revealed:

@@ -129,7 +129,7 @@ def test_all_attention_implementations_are_one_function():
   scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8)
   weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
   exact = np.einsum("bhnm,bmhd->bnhd", weights, v)
-  for implementation in (None, "einsum", "chunked", "xla"):
+  for implementation in (None, "einsum", "cached", "xla"):
     np.testing.assert_allclose(layers.attend(q, k, v, implementation), exact, atol=1e-5)
 
 
@@ -192,3 +192,12 @@ def test_learned_positions_build_and_run():
   params = net.init(jax.random.key(1), frames, mask, num_visible=shown)
   assert params["params"]["encoder_positions"].shape == (48, 32)
   assert net.apply(params, frames, mask, num_visible=shown).image.shape == (2, 16, 24, 3)
+
+
+def test_the_last_block_may_work_out_only_the_tokens_that_are_wanted():
+  x = jax.random.normal(jax.random.key(7), (2, 6, 8))
+  stack = layers.Stack(depth=2, heads=2)
+  params = stack.init(jax.random.key(8), x)
+  whole, some = stack.apply(params, x), stack.apply(params, x, wanted=slice(-2, None))
+  assert some.shape == (2, 2, 8)
+  np.testing.assert_allclose(some, whole[:, -2:], atol=1e-6)

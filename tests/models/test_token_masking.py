@@ -9,7 +9,7 @@ import pytest
 
 from cwm_jax import models
 from cwm_jax.configs import base, opt_cwm
-from cwm_jax.models import layers, positions
+from cwm_jax.models import cached_attention, layers, positions
 
 
 def tiny(**changes):
@@ -200,8 +200,8 @@ def test_token_sine_positions_alternate_sine_and_cosine_of_the_running_number():
   assert predicted[:, 4:].std(axis=(1, 2)).max() > 1e-4
 
 
-def test_attention_by_chunks_is_attention_whatever_the_lengths_and_has_its_gradient(monkeypatch):
-  monkeypatch.setattr(layers, "_QUERY_CHUNK", 4)
+def test_attention_in_cache_is_attention_whatever_the_lengths_and_has_its_gradient(monkeypatch):
+  monkeypatch.setattr(cached_attention, "_SCORES", 4 * 7)
   q, k, v, cotangent = jax.random.normal(jax.random.key(4), (4, 2, 7, 3, 8))
 
   @partial(jax.jit, static_argnames="implementation")
@@ -210,18 +210,19 @@ def test_attention_by_chunks_is_attention_whatever_the_lengths_and_has_its_gradi
     return layers.attend(q, k, v, implementation), jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
 
   for n in (3, 7):
-    chunked, whole = (
-      value_and_gradient(q[:, :n], k, v, cotangent[:, :n], kind) for kind in ("chunked", "einsum")
+    cached, whole = (
+      value_and_gradient(q[:, :n], k, v, cotangent[:, :n], kind) for kind in ("cached", "einsum")
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), chunked, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cached, whole)
 
 
-def test_large_score_matrices_are_done_by_chunks_on_a_cpu():
-  """Nothing as large as all scores of a head is made once there are about a thousand tokens."""
+def test_large_score_matrices_are_not_made_on_a_cpu():
+  """Nothing as large as all scores of two heads is made, nor of one at thousands of tokens."""
   if jax.default_backend() != "cpu":
     pytest.skip("other devices have kernels of their own")
-  few, many = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.float32) for n in (512, 2048))
-  assert "512,512" in str(jax.make_jaxpr(layers.attend)(few, few, few))
+  few, some, many = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.float32) for n in (32, 512, 2048))
+  assert "2,32,32" in str(jax.make_jaxpr(layers.attend)(few, few, few))
+  assert "2,512,512" not in str(jax.make_jaxpr(layers.attend)(some, some, some))
   assert "2048,2048" not in str(jax.make_jaxpr(layers.attend)(many, many, many))
 
 
