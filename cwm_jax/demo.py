@@ -300,7 +300,7 @@ def _story_page(clip: _Clip, story: Explanation, truth_xy) -> np.ndarray:
     [
       [
         ("1  frame 1, the point in the ring", _ringed(clip, story, size)),
-        ("   the mark, near", _near_mark(clip, story, size)),
+        ("   the mark, near and stretched", _near_mark(clip, story, size)),
         (f"2  shown of frame {later}, mask 1", _seen_through(clip, story.masks[0], size)),
         (f"3  frame {later} predicted, no mark", commands.shown(_bytes(story.clean[0]), size)),
         (f"4  frame {later} predicted, marked", commands.shown(_bytes(story.counterfact[0]), size)),
@@ -326,11 +326,12 @@ def _ringed(clip: _Clip, story: Explanation, size: int) -> np.ndarray:
 
 
 def _near_mark(clip: _Clip, story: Explanation, size: int) -> np.ndarray:
-  """A quarter of the marked frame 1 round the point, pixel by pixel."""
-  h, w = story.marked.shape[:2]
+  """The mark alone over a quarter of frame 1 round the point: grey is nothing, contrast is full."""
+  h, w = story.mark.shape[:2]
   x, y = story.from_xy / np.array(clip.frames.shape[2:0:-1]) * (w, h)
   top, left = (int(np.clip(at - side / 8, 0, side - side // 4)) for at, side in ((y, h), (x, w)))
-  window = _bytes(story.marked)[top : top + h // 4, left : left + w // 4]
+  stretched = _bytes(0.5 + 0.5 * story.mark / max(float(np.abs(story.mark).max()), 1e-6))
+  window = stretched[top : top + h // 4, left : left + w // 4]
   return viz.resized(window, (size * window.shape[0] // window.shape[1], size), smooth=False)
 
 
