@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -146,8 +145,7 @@ class TwoStreamStack(nn.Module):
 
   Attributes:
     links: of each block.
-    remat: what the backward pass recomputes; one of `layers.REMAT_POLICIES`.
-    The rest: see `ConjoinedBlock`.
+    The rest: see `ConjoinedBlock` and `layers.repeated`.
   """
 
   links: Sequence[str]
@@ -164,7 +162,7 @@ class TwoStreamStack(nn.Module):
   ) -> tuple[Float[Array, "b n c"], Float[Array, "b m c"]]:
     streams = primary, secondary
     for links, numbers in runs(self.links):
-      block = _repeated(len(numbers), self.remat)(
+      block = layers.repeated(ConjoinedBlock, len(numbers), remat=self.remat)(
         links,
         self.heads,
         self.cross_heads,
@@ -175,16 +173,3 @@ class TwoStreamStack(nn.Module):
       )
       streams, _ = block(streams)
     return streams
-
-
-def _repeated(count: int, remat: str) -> type[nn.Module]:
-  """`count` conjoined blocks under one `nn.scan`; their parameters are stacked along axis 0."""
-  if remat not in layers.REMAT_POLICIES:
-    raise ValueError(
-      f"flow_predictor.remat is {remat!r}; choose one of {', '.join(layers.REMAT_POLICIES)}"
-    )
-  block = ConjoinedBlock
-  if remat != "none":
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    block = nn.remat(block, prevent_cse=False, policy=policy if remat == "dots" else None)
-  return nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=count)
