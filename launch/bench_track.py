@@ -23,6 +23,7 @@ import track_sides
 from cwm_jax.configs import opt_cwm
 from cwm_jax.types import InputError
 
+PUBLIC = "public code"
 SAME_PX = 1.0  # random weights have many equal answers; more than this is another one
 
 
@@ -40,9 +41,10 @@ def measure(
 ) -> list[dict[str, Any]]:
   """One row for each side, the first of which the others are compared with.
 
-  The first repetition compiles and is not timed.
+  The first repetition compiles and is not timed. What compiles nothing is warmed up by one point.
   """
-  seconds, answers, compilations = {name: [] for name in sides}, {}, []
+  seconds, cpu = ({name: [] for name in sides} for _ in range(2))
+  answers, compilations = {}, []
   compiled, grown, peaks = ({name: 0 for name in sides} for _ in range(3))
 
   def count(event: str, duration: float, **_: Any) -> None:
@@ -54,11 +56,14 @@ def measure(
     for name, side in sides.items():
       compiled_before = len(compilations)
       began = time.perf_counter()
-      answer = answers[name] = side(question)
+      asked = question if repetition or name != PUBLIC else question.first()
+      answer = answers[name] = side(asked)
       took = time.perf_counter() - began
+      print(f"{name}, repetition {repetition}: {took:.1f} s", file=sys.stderr, flush=True)
       compiled[name] += len(compilations) - compiled_before
       if repetition:
         seconds[name].append(took)
+        cpu[name].append(answer.cpu_seconds)
         grown[name] = max(grown[name], answer.grown)
         peaks[name] = max(peaks[name], answer.peak)
   jax.monitoring.unregister_event_duration_listener(count)
@@ -71,6 +76,7 @@ def measure(
       side=name,
       points_per_second=round(points / float(np.median(took)), 4),
       first_is_faster_by=round(float(np.median(took / np.array(seconds[first]))), 3),
+      cpu_seconds_per_point=round(float(np.median(cpu[name])) / points, 4),
       passes_per_point=round(answer.passes / points, 3),
       grown_mib=round(grown[name] / 2**20, 1),
       peak_mib=round(peaks[name] / 2**20, 1),
@@ -123,7 +129,7 @@ def main() -> int:
       sides = {"ours": track_sides.ours(network, options)}
       if options.torch:
         opened = track_sides.public(network, options, question)
-        sides["public code"], facts["versions"] = stack.enter_context(opened)
+        sides[PUBLIC], facts["versions"] = stack.enter_context(opened)
       else:
         sides["release schedule"] = track_sides.ours(network, options, one_by_one=True)
       facts["versions"] = ", ".join(filter(None, [f"jax {jax.__version__}", facts["versions"]]))

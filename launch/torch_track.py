@@ -8,12 +8,13 @@ the public code runs on the CPU as it is.
 
 CODE is the public code. FOLDER holds settings.json (`model`: what its builder of flow predictors
 takes), state.npz (the flow predictor's parameters by name) and question.npz: frames uint8
-[2, H, W, 3], points_yx int [N, 2], masks bool [M, tokens of both frames]. A line {"batch": B} is
-answered by one line: destinations, passes, memory. B points go through the code at a time.
+[2, H, W, 3], points_yx int [N, 2], masks bool [M, tokens of both frames]. A line {"points": P,
+"batch": B} asks for the first P points, B of them at a time, and is answered by one line.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +47,15 @@ def load(code, folder):
   return model, passes
 
 
-def answer(model, question, batch):
-  """Destinations [N, 2], (row, column), of the question's points, `batch` of them at a time."""
+def answer(model, question, count, batch):
+  """Destinations [P, 2], (row, column), of the first `count` points, `batch` of them at a time."""
   masks = torch.from_numpy(question["masks"])
   model.masking_generator = lambda count: masks.expand(count, *masks.shape)
   frames = (torch.from_numpy(question["frames"]).float() / 255 - torch.tensor(MEAN)) / torch.tensor(
     STD
   )
   video = frames.permute(3, 0, 1, 2)[None]  # [1, 3, 2, H, W]
-  points = torch.from_numpy(question["points_yx"])
+  points = torch.from_numpy(question["points_yx"][:count])
   found = [
     model(video.repeat_interleave(len(some), 0), some)["pred_pixel_loc"]
     for some in points.split(batch)
@@ -82,13 +83,16 @@ def main():
   print(json.dumps(dict(versions=versions)), file=out)
   out.flush()
   for line in sys.stdin:
+    asked = json.loads(line)
     passes[0], before = 0, memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # marks: VmHWM counts from here on
+    began = time.process_time()
     with torch.no_grad():
-      found = answer(model, question, json.loads(line)["batch"])
+      found = answer(model, question, asked["points"], asked["batch"])
     told = dict(
       points_yx=found.tolist(),
       passes=passes[0],
+      cpu_seconds=time.process_time() - began,
       grown=memory("VmHWM") - before,
       peak=memory("VmHWM"),
     )

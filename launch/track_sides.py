@@ -9,6 +9,7 @@ import os
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -37,18 +38,24 @@ class Question(NamedTuple):
   frames: np.ndarray
   points_xy: np.ndarray
 
+  def first(self) -> Question:
+    """The question about the first point alone."""
+    return self._replace(points_xy=self.points_xy[:1])
+
 
 class Answer(NamedTuple):
   """What a side said and what it took.
 
   xy: float32 [N, 2], bare (x, y) indices.
   passes: through the network, padding of batches included.
+  cpu_seconds: of all threads; what other work on the machine takes does not count.
   grown, peak: bytes of memory in use, by how much it grew at most and all of it at most; of the
     device where it tells, else of the process.
   """
 
   xy: np.ndarray
   passes: int
+  cpu_seconds: float
   grown: int
   peak: int
 
@@ -188,11 +195,12 @@ def ours(network: Network, options: argparse.Namespace, *, one_by_one: bool = Fa
     groups = [question.points_xy]
     if one_by_one:
       groups = np.split(question.points_xy, len(question.points_xy))
-    before = network.passes()
+    before, began = network.passes(), time.process_time()
     with Peak() as peak:
       found = [tracker.flow(*question.frames, points).xy for points in groups]
     passes = network.passes() - before
-    return Answer(np.concatenate(found), passes, peak.bytes - peak.before, peak.bytes)
+    took = time.process_time() - began
+    return Answer(np.concatenate(found), passes, took, peak.bytes - peak.before, peak.bytes)
 
   return answer
 
@@ -249,12 +257,13 @@ def public(
 
 
 def _asks(process: subprocess.Popen, batch: int) -> Side:
-  def answer(_: Question) -> Answer:
-    process.stdin.write(json.dumps({"batch": batch}) + "\n")
+  def answer(question: Question) -> Answer:
+    asked = dict(batch=batch, points=len(question.points_xy))
+    process.stdin.write(json.dumps(asked) + "\n")
     process.stdin.flush()
     told = _read(process)
     xy = np.array(told["points_yx"], np.float32)[:, ::-1]
-    return Answer(xy, told["passes"], told["grown"], told["peak"])
+    return Answer(xy, *(told[name] for name in Answer._fields[1:]))
 
   return answer
 
