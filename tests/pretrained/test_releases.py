@@ -159,7 +159,9 @@ def test_two_processes_do_not_write_one_file(server, path):
 
 
 def test_every_release_names_its_files_source_and_licence():
-  assert releases.names() == ["cwm-2frame-8x8", "cwm-2frame-4x4", "opt-cwm-256", "opt-cwm-512"]
+  predictors = ["cwm-2frame-8x8", "cwm-2frame-4x4", "opt-cwm-256", "opt-cwm-512"]
+  networks = ["raft-large-C_T_SKHT_V2", "raft-small-C_T_V2", "sea-raft-M", "opt-cwm-distilled"]
+  assert set(predictors + networks) <= set(releases.names())
   for name in releases.names():
     release = releases.get(name)
     assert release.licence and release.source.startswith("https://")
@@ -171,9 +173,16 @@ def test_every_release_names_its_files_source_and_licence():
 
 
 def test_every_release_has_a_model_of_its_name():
-  from cwm_jax.configs import opt_cwm
+  from cwm_jax.configs import flow_networks, opt_cwm
 
-  assert sorted(opt_cwm.MODELS) == sorted(releases.names())
+  assert sorted([*opt_cwm.MODELS, *flow_networks.NETWORKS]) == sorted(releases.names())
+
+
+def test_a_checksum_may_be_known_by_its_beginning(server, path):
+  whole = hashlib.sha256(CONTENT).hexdigest()
+  assert download.fetch(server.address, path, sha256=whole[:8]) == whole
+  with pytest.raises(InputError, match=f"SHA-256 begins {whole[:12]}, not 00000000;"):
+    download.fetch(server.address, path, sha256="0" * 8)
 
 
 def test_an_unknown_release_lists_the_known_ones():

@@ -1,0 +1,228 @@
+"""RAFT against torchvision's, SEA-RAFT against its authors' code: the same numbers, how fast.
+
+Run by `launch/bench flow`. Both sides get the same random weights, converted as a release is, and
+the same frames, in one process and in turns, so that other work on the machine falls on both.
+PyTorch is no part of this project: install torch and torchvision into any environment of the same
+Python version and name its site-packages with --torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cwm_jax import geometry, models
+from cwm_jax.data import images
+from cwm_jax.pretrained import convert
+from cwm_jax.types import InputError
+
+_WITHOUT_TORCH = (
+  "PyTorch is not here: pip install torch torchvision into an environment of Python "
+  f"{sys.version_info[0]}.{sys.version_info[1]} and name its site-packages with --torch"
+)
+
+
+def compare_raft(frames: np.ndarray, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+  """Rows that say how far torchvision's RAFTs and ours are apart, in pixels."""
+  import torch
+  from torchvision.models import optical_flow
+
+  given = _as_torch(frames, options.device) / 127.5 - 1.0
+  for name in ("raft_large", "raft_small"):
+    theirs = _with_random_norms(getattr(optical_flow, name)(), options).eval()
+    ours, params = _converted(theirs)
+    with torch.inference_mode():
+      want = theirs(given[:1], given[1:], num_flow_updates=options.iterations)
+    call = jax.jit(ours.clone(iterations=options.iterations).apply)
+    got = np.asarray(call({"params": params}, _as_ours(frames)).flow_xy)[0]
+    want = want[-1][0].permute(1, 2, 0).cpu().numpy()
+    yield _row(name, got, want, frames, iterations=options.iterations)
+
+
+def time_sea_raft(frames: np.ndarray, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+  """Rows of seconds a pair for SEA-RAFT by its authors' code and ours, whole and in parts."""
+  import torch
+
+  theirs = _with_random_norms(_public_sea_raft(options), options).eval()
+  ours, params = _converted(theirs)
+  given = _as_torch(frames, options.device)
+  mine = _as_ours(frames)
+  call = jax.jit(
+    lambda p, f, count: ours.apply({"params": p}, f, iterations=count), static_argnums=2
+  )
+
+  def run_ours(count: int) -> np.ndarray:
+    return np.asarray(call(params, mine, count).flow_xy)[0]
+
+  def run_theirs(count: int) -> np.ndarray:
+    with torch.inference_mode():
+      flow = theirs(given[:1], given[1:], iters=count, test_mode=True)["final"]
+    return flow[0].permute(1, 2, 0).cpu().numpy()
+
+  sides = {"ours": run_ours, "torch": run_theirs}
+  full = options.iterations
+  counts = sorted({0, 1, full})
+  seconds = _seconds(sides, counts, options.repetitions)
+  row = _row(f"sea_raft_{options.size_name}", run_ours(full), run_theirs(full), frames)
+  for side in sides:
+    row[f"{side}_seconds"] = round(seconds[side, full], 4)
+  row["our_rate_over_torch"] = round(seconds["torch", full] / seconds["ours", full], 3)
+  yield row | dict(iterations=full)
+  for side in sides:
+    # Without an iteration there are no features of the frames and no correlations.
+    each = (seconds[side, full] - seconds[side, 1]) / max(1, full - 1)
+    features = seconds[side, 1] - seconds[side, 0] - each
+    parts = dict(context=seconds[side, 0], features_and_correlation=features, iteration=each)
+    yield dict(measure="parts", side=side, **{part: round(s, 4) for part, s in parts.items()})
+
+
+def _seconds(
+  sides: dict[str, Callable[[int], Any]], counts: list[int], repetitions: int
+) -> dict[tuple[str, int], float]:
+  """Median seconds of each side at each count; the first repetition compiles and is not timed."""
+  taken: dict[tuple[str, int], list[float]] = {}
+  for repetition in range(repetitions + 1):
+    for count in counts:
+      for name, run in sides.items():
+        began = time.perf_counter()
+        run(count)
+        if repetition:
+          taken.setdefault((name, count), []).append(time.perf_counter() - began)
+  return {key: float(np.median(values)) for key, values in taken.items()}
+
+
+def _converted(theirs: Any) -> tuple[Any, Any]:
+  """Our module and parameters from a torch module's state dict."""
+  state = {name: tensor.detach().cpu().numpy() for name, tensor in theirs.state_dict().items()}
+  made = convert.from_state(state, where="the torch module")
+  ours = models.build_flow_network(made.config["flow_network"])
+  return ours, jax.tree.map(jnp.asarray, made.params)
+
+
+def _with_random_norms(module: Any, options: argparse.Namespace) -> Any:
+  """A module as it is born, but with norms that do something, so that exchanged ones show."""
+  import torch
+
+  torch.manual_seed(0)
+  for name, tensor in module.state_dict().items():
+    if name.endswith(("running_mean", "running_var")) or "norm" in name or ".bn" in name:
+      if tensor.is_floating_point():
+        tensor.copy_(tensor + 0.2 * torch.rand_like(tensor))
+  return module.to(options.device)
+
+
+def _public_sea_raft(options: argparse.Namespace) -> Any:
+  """SEA-RAFT as its authors' code builds it, without the ImageNet weights that it would fetch."""
+  import torchvision
+
+  folder = Path(options.sea_raft)
+  settings = folder / "config" / "eval" / f"sintel-{options.size_name}.json"
+  if not settings.is_file():
+    raise InputError(f"there is no {settings}: name a checkout of princeton-vl/SEA-RAFT")
+  for name in ("resnet18", "resnet34"):
+    make = getattr(torchvision.models, name)
+    setattr(torchvision.models, name, lambda weights=None, make=make: make())
+  try:
+    import huggingface_hub  # noqa: F401
+  except ImportError:
+    hub = types.ModuleType("huggingface_hub")
+    # The network's class names it as a base, with arguments, and nothing here calls it.
+    hub.PyTorchModelHubMixin = type(
+      "Mixin", (), {"__init_subclass__": classmethod(lambda cls, **_: None)}
+    )
+    sys.modules["huggingface_hub"] = hub
+  sys.path.insert(0, str(folder / "core"))
+  import raft
+
+  return raft.RAFT(argparse.Namespace(**json.loads(settings.read_text())))
+
+
+def _row(name: str, got: np.ndarray, want: np.ndarray, frames: np.ndarray, **more: Any) -> dict:
+  return dict(
+    measure="flow",
+    network=name,
+    height=frames.shape[1],
+    width=frames.shape[2],
+    apart_px=float(np.abs(got - want).max()),
+    largest_flow_px=round(float(np.abs(want).max()), 2),
+    device=jax.local_devices()[0].device_kind,
+    **more,
+  )
+
+
+def _frames(options: argparse.Namespace) -> np.ndarray:
+  """float32 [2, H, W, 3], 0 to 255."""
+  if options.pair:
+    frames = [images.read_image(path).astype(np.float32) for path in options.pair]
+    return np.stack([np.asarray(geometry.resize(jnp.asarray(f), options.size)) for f in frames])
+  h, w = options.size
+  rng = np.random.default_rng(0)
+  coarse = jnp.asarray(rng.uniform(0, 255, (h // 8 + 2, w // 8 + 2, 3)), jnp.float32)
+  picture = np.asarray(geometry.resize(coarse, (h + 8, w + 8)))
+  return np.stack([picture[4 : 4 + h, 4 : 4 + w], picture[2 : 2 + h, 7 : 7 + w]])
+
+
+def _as_ours(frames: np.ndarray) -> jax.Array:
+  return jnp.asarray(frames[None] / 255.0, jnp.float32)
+
+
+def _as_torch(frames: np.ndarray, device: str) -> Any:
+  import torch
+
+  return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))).to(device)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog="launch/bench flow", description=__doc__.split("\n\n")[0], allow_abbrev=False
+  )
+  add = parser.add_argument
+  add("--torch", default="", metavar="FOLDER", help="site-packages that have torch")
+  add("--sea-raft", default="", metavar="FOLDER", help="checkout of princeton-vl/SEA-RAFT")
+  add("--size-name", default="S", choices=["S", "M", "L"], help="of SEA-RAFT")
+  add("--pair", nargs=2, metavar="IMAGE", help="two frames; otherwise a moved pattern")
+  add("--size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
+      help="of the frames; 128 160 for RAFT, 436 1024 for SEA-RAFT")  # fmt: skip
+  add("--iterations", type=int, default=4)
+  add("--repetitions", type=int, default=5)
+  options = parser.parse_args(arguments)
+  if min(options.iterations, options.repetitions) < 1:
+    parser.error("iterations and repetitions are 1 or more")
+  options.size = tuple(options.size or ((436, 1024) if options.sea_raft else (128, 160)))
+  return options
+
+
+def main() -> int:
+  options = _options(sys.argv[1:])
+  if options.torch:
+    sys.path.append(options.torch)  # last, so that what both have is ours
+  try:
+    import torch
+    import torchvision  # noqa: F401
+  except ImportError:
+    print(_WITHOUT_TORCH, file=sys.stderr)
+    return 2
+  on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+  options.device = "cuda" if on_gpu else "cpu"
+  measure = time_sea_raft if options.sea_raft else compare_raft
+  try:
+    for row in measure(_frames(options), options):
+      print(json.dumps(row), flush=True)
+  except (InputError, ValueError) as error:
+    print(error, file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
