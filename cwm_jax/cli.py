@@ -158,7 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     "weights from one form into another",
     "IN is a training run's folder (its newest checkpoint is taken, the running average of the "
     "parameters where one is kept), a released checkpoint (.pt, .pth, .safetensors), or a name of "
-    "a release: then OUT is a weights file of this project. Or IN is such a weights file: then OUT "
+    "a release: then OUT is a weights file of this project (of a joint training, the mark it "
+    "learned). Or IN is such a weights file: then OUT "
     "has the release's names and layouts. Every key of either side is accounted for; where that "
     "fails, both lists are printed.",
   )

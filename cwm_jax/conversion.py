@@ -82,12 +82,27 @@ def _from_workdir(source: str, out: str, dtype: str) -> tuple[dict[str, Any], li
     # Orbax warns that the devices of the run are unknown here; nothing is put on devices.
     warnings.simplefilter("ignore")
     params, config = checkpoint.load_params(source)
+  if config.get("task") == "joint":
+    return _learned_mark(params, config, out, dtype)
   # How attention was computed there says nothing about the machine that will read the file.
   if isinstance(config.get("model"), dict):
     config["model"]["attention_impl"] = ""
   weights_file.check_fit(params, config, where=f"workdir {source}")
   weights_file.save(out, params, config, dtype=dtype)
   return {"parameters": _count(weights_file.flatten(params))}, []
+
+
+def _learned_mark(
+  params: dict[str, Any], config: dict[str, Any], out: str, dtype: str
+) -> tuple[dict[str, Any], list[str]]:
+  """Of a joint training's parameters the mark that was learned; the predictor has its own file."""
+  from ml_collections import ConfigDict
+
+  from cwm_jax.tasks import joint, joint_building
+
+  joint_building.save_mark(out, params, ConfigDict(config), dtype=dtype)
+  count = _count(weights_file.flatten(params[joint.PERTURBER]))
+  return {"parameters": count}, ["a learned mark, for Tracker.load(mark=...)"]
 
 
 def _to_release(source: str, out: str, dtype: str) -> tuple[dict[str, Any], list[str]]:

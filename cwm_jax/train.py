@@ -190,6 +190,8 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
         drawn = draw(params, sample, jax.random.split(key, len(sample.frames)))
         if first_process:
           writers.write_pictures(writer, workdir, step, drawn)
+          for name, images in drawn.items():
+            writers.write_history(writer, workdir, step, name, images.shape[1])
       if save:
         # The rows up to this step must be on disk before the checkpoint that makes them final.
         writer.flush()

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 JSONL = "metrics.jsonl"
+_HISTORY = 12  # rows of a picture of the whole training
 
 
 def create(workdir: str | os.PathLike, *, just_logging: bool = False, resume_step: int = 0) -> Any:
@@ -76,6 +77,33 @@ def write_pictures(
   for name, images in pictures.items():
     sheet = np.concatenate(np.round(np.clip(images, 0, 1) * 255).astype(np.uint8))
     Image.fromarray(sheet).save(folder / f"{name}_{step:08d}.png")
+
+
+def write_history(
+  writer: Any, workdir: str | os.PathLike, step: int, name: str, height: int
+) -> None:
+  """How a picture changed over training: its first example at up to 12 of the steps, from the top.
+
+  Made of what `write_pictures` kept up to `step`, as `pictures/<name>-over-training.png` and in
+  TensorBoard; not with fewer than two steps.
+
+  Args:
+    name: of the pictures.
+    height: of one example, pixels.
+  """
+  folder = Path(workdir) / "pictures"
+  kept = {int(p.stem.rpartition("_")[2]): p for p in folder.glob(f"{name}_{'[0-9]' * 8}.png")}
+  steps = sorted(at for at in kept if at <= step)
+  if len(steps) < 2:
+    return
+  chosen = np.unique(np.linspace(0, len(steps) - 1, _HISTORY).round().astype(int))
+  rows = []
+  for at in chosen:
+    with Image.open(kept[steps[at]]) as sheet:
+      rows.append(np.asarray(sheet)[:height])
+  strip = np.concatenate(rows)
+  Image.fromarray(strip).save(folder / f"{name}-over-training.png")
+  writer.write_images(step, {f"{name}-over-training": strip[None]})
 
 
 class _Silent:

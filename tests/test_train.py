@@ -45,6 +45,7 @@ def test_a_run_leaves_rows_pictures_a_config_a_trace_and_its_last_state(finished
   pictures = sorted(path.name for path in (workdir / "pictures").iterdir())
   assert pictures == [
     "batch_00000000.png",
+    "prediction-over-training.png",
     "prediction_00000002.png",
     "prediction_00000003.png",
   ]

@@ -74,3 +74,17 @@ def test_pictures_are_stacked_into_one_file(tmp_path):
   sheet = np.asarray(Image.open(tmp_path / "pictures" / "batch_00000012.png"))
   assert sheet.shape == (8, 6, 3)
   assert sheet[:4].max() == 0 and sheet[4:].min() == 255
+
+
+def test_the_history_of_a_picture_shows_its_first_example_at_each_step_up_to_now(tmp_path):
+  writer = writers.create(tmp_path)
+  for step in (100, 200, 300):
+    level = np.full((2, 4, 6, 3), step / 400)
+    level[1] = 0.0
+    writers.write_pictures(writer, tmp_path, step, {"mark": level})
+    # A run that was killed had gone further; its pictures are still there.
+    writers.write_history(writer, tmp_path, min(step, 200), "mark", 4)
+  writer.close()
+  strip = np.asarray(Image.open(tmp_path / "pictures" / "mark-over-training.png"))
+  assert strip.shape == (8, 6, 3)
+  assert (strip[:4] == 64).all() and (strip[4:] == 128).all()

@@ -150,9 +150,7 @@ def peak_bytes(predictor, points, **changes):
 
 def test_eight_points_take_at_most_three_times_the_memory_of_one(tmp_path):
   predictor = joint_job.weights_file(
-    tmp_path, image_hw=[32, 32], encoder_width=32, decoder_width=32, encoder_depth=2
+    tmp_path, image_hw=[32, 32], encoder_width=32, decoder_width=32
   )
   one, eight = (peak_bytes(predictor, points) for points in (1, 8))
   assert eight <= 3 * one
-  # It is the passes one by one that bound it.
-  assert peak_bytes(predictor, 8, joint__points_at_once=8) > 1.5 * eight

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_job
 
-from cwm_jax import tasks, train
+from cwm_jax import cli, tasks, train
 from cwm_jax.models.perturber import Perturber
 from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.tasks import joint_building
@@ -131,12 +131,15 @@ def test_a_perturber_begins_white_plain_or_as_a_file_says(predictor, tmp_path):
 
 
 def test_the_mark_that_was_learned_is_written_for_a_tracker(trained, predictor, tmp_path):
-  _, _, state = trained
+  workdir, _, state = trained
   config = joint_job.get_config(predictor)
   path = joint_building.save_mark(tmp_path / "mark.safetensors", state.params, config)
   _, stored = joint_building.predictor_file(str(predictor))
   read, _ = mark_files.read(path, model=stored["model"])
   jax.tree.map(np.testing.assert_array_equal, read, jax.device_get(state.params["perturber"]))
+  converted = tmp_path / "converted.safetensors"
+  assert cli.main(["convert", str(workdir), str(converted)]) == 0
+  assert converted.read_bytes()[-1000:] == path.read_bytes()[-1000:]
   with pytest.raises(InputError, match="only a joint training learns a mark"):
     joint_building.save_mark(path, state.params, tiny_job.get_config())
 
