@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import tiny_job
+import tiny_model
 
 from cwm_jax import checkpoint, train
+from cwm_jax.pretrained import weights
+from cwm_jax.tracker import Tracker
 
 # Five steps on eight virtual devices, data 4 x fsdp 2; then two more from one device's checkpoint.
 EIGHT = """
@@ -43,3 +48,44 @@ def test_eight_devices_give_one_device_s_losses_and_take_its_checkpoint(tmp_path
   # And back: weights saved by eight devices are read on one.
   params, _ = checkpoint.load_params(eight)
   assert np.isfinite(params["head"]["kernel"]).all()
+
+
+# A tracker on each of two virtual devices; each says what it found.
+TRACKERS = """
+import json, sys
+import jax
+import numpy as np
+from cwm_jax.evals import spread
+from cwm_jax.tracker import Tracker
+
+assert jax.device_count() == 2
+video, queries = np.load(sys.argv[2]), np.load(sys.argv[3])
+workers = spread.one_each(lambda: Tracker.load(sys.argv[1], num_masks=2))
+weights = [jax.tree.leaves(worker._tracker._engine._predict_fn.args)[0] for worker in workers]
+assert [w.devices() for w in weights] == [{device} for device in jax.local_devices()]
+found = [worker.track(video, queries) for worker in workers]
+print("FOUND" + json.dumps([[values.tolist() for values in tracks] for tracks in found]))
+"""
+
+
+def test_the_tracker_answers_alike_on_each_of_two_devices_and_on_one(tmp_path):
+  model = tiny_model.config(image_hw=(16, 24))
+  _, shapes = weights.expected_shapes({"model": model}, where="the test")
+  rng = np.random.default_rng(0)
+  flat = {name: rng.normal(size=s).astype(np.float32) / 3 for name, s in shapes.items()}
+  path = weights.save(tmp_path / "w.safetensors", weights.unflatten(flat), {"model": model})
+  video = rng.integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
+  queries = np.array([[0, 3.5, 4.5], [0, 12.2, 9.7], [1, 8.1, 15.3]])
+  np.save(tmp_path / "video.npy", video)
+  np.save(tmp_path / "queries.npy", queries)
+  where = (str(path), str(tmp_path / "video.npy"), str(tmp_path / "queries.npy"))
+  devices = "--xla_force_host_platform_device_count=2"
+  done = tiny_job.run_script(TRACKERS, *where, XLA_FLAGS=devices)
+  assert done.returncode == 0, done.stderr[-2000:]
+  one = Tracker.load(path, num_masks=2).track(video, queries)
+  assert np.ptp(one.xy) > 0
+  both = json.loads(done.stdout.split("FOUND")[1])
+  assert len(both) == 2
+  for found in both:
+    for mine, theirs in zip(found, one):
+      np.testing.assert_allclose(mine, theirs, atol=1e-4)
