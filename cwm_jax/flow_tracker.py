@@ -16,7 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from cwm_jax import geometry, models
-from cwm_jax.counterfactual.engine import Pending
+from cwm_jax.counterfactual.engine import Frame, Pending
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import Explanation, FlowEstimate, InputError, PointFlow
 
@@ -138,16 +138,13 @@ class FlowEngine:
     self._release, self._relative = protocol == "release", relative
     self._threshold = float(threshold)
 
-  def prepare(self, image: np.ndarray) -> jax.Array:
-    """A frame on the device, uint8 [H, W, 3]; floats are taken as ImageNet-normalised."""
-    image = jnp.asarray(image)
-    if jnp.issubdtype(image.dtype, jnp.floating):
-      return geometry.unnormalise(image)
-    return image.astype(jnp.float32) / 255.0
+  def prepare(self, image: np.ndarray) -> Frame:
+    """Puts a frame, uint8 [H, W, 3], on the device at its own size, RGB in [0, 1]."""
+    return Frame(jnp.asarray(image).astype(jnp.float32) / 255.0, None)
 
   def ask(
     self,
-    pairs: Sequence[tuple[Any, Any]],
+    pairs: Sequence[tuple[Frame, Frame]],
     pair_of: np.ndarray,
     points_xy: np.ndarray,
     video_hw: tuple[int, int],
@@ -166,7 +163,10 @@ class FlowEngine:
       if not mine.size:
         continue
       flow_xy, ratio = _both_ways(
-        self._flow_fn, jnp.stack(pair), threshold=self._threshold, relative=self._relative
+        self._flow_fn,
+        jnp.stack([frame.small for frame in pair]),
+        threshold=self._threshold,
+        relative=self._relative,
       )
       # Padded to a power of two, so that few numbers of points have a program of their own.
       size = max(16, 1 << (len(mine) - 1).bit_length())
