@@ -136,13 +136,13 @@ def to_params(
     InputError: tensors that no rule names, rules without their tensors (both are listed), or a
       tensor whose shape its rule cannot take.
   """
-  flat = {
-    rule.ours: np.stack(arrays) if _is_stacked(rule) else arrays[0]
-    for rule, arrays in _laid_out(state, rules, where)
-  }
-  return weights.unflatten(
-    {name: np.ascontiguousarray(array, np.float32) for name, array in flat.items()}
-  )
+  flat = {}
+  for rule, arrays in _laid_out(state, rules, where):
+    # One after the other: a stack of transposed tensors is laid out anew, and two copies of all of
+    # them would not fit where one does.
+    stacked = np.stack(arrays) if _is_stacked(rule) else arrays[0]
+    flat[rule.ours] = np.ascontiguousarray(stacked, np.float32)
+  return weights.unflatten(flat)
 
 
 def to_shapes(

@@ -1,5 +1,7 @@
 """Key maps: public names and layouts to ours and back, nothing lost and nothing left over."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -166,3 +168,20 @@ def test_the_rules_name_every_parameter_of_the_released_predictors_once(name, va
   _, shapes = weights.expected_shapes(config, where="here")
   ours = [rule.ours for rule in keymaps.predictor_rules(**variant)]
   assert sorted(ours) == sorted(shapes)
+
+
+def test_no_more_than_one_parameter_is_held_twice_at_a_time():
+  rules = [
+    keymaps.Rule((f"part{k}.{{i}}.weight",), f"part{k}/kernel", layouts.Transposed())
+    for k in range(8)
+  ]
+  theirs = {f"part{k}.{i}.weight": np.ones((96, 128), np.float32) for k in range(8) for i in (0, 1)}
+  tracemalloc.start()
+  try:
+    params = keymaps.to_params(theirs, rules)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  size = sum(array.nbytes for array in weights.flatten(params).values())
+  assert size == sum(array.nbytes for array in theirs.values())
+  assert size <= peak < 1.3 * size
