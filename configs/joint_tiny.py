@@ -9,8 +9,9 @@ The perturber and a small Psi-flow are trained through the frozen predictor. Arg
             name them by --config.joint.weights. Marks keep their share of the image.
   runlocal  a minute's trial
 
-On two cores a step of 4 pairs of 8 points takes about 1.4 s, of which nearly all are the predictor's
-32 marked passes there and back; half as many points take half as long.
+A step of 4 pairs of 4 points takes 1.3 s of CPU time (measured), nearly all of it in the
+predictor's marked passes, there and back; with 8 points, as here, about
+twice that, and less by the clock on two cores.
 
 Frames lie further apart than in pretraining (the paper: 500 ms rather than 150): the scenes move
 by up to a quarter of the image. With video, set data.sources.video.gap_ms.
