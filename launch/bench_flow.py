@@ -199,6 +199,8 @@ def _options(arguments: list[str]) -> argparse.Namespace:
   if min(options.iterations, options.repetitions) < 1:
     parser.error("iterations and repetitions are 1 or more")
   options.size = tuple(options.size or ((436, 1024) if options.sea_raft else (128, 160)))
+  if options.sea_raft and min(options.size) < 121:
+    parser.error("SEA-RAFT's own code takes frames from 121 pixels a side on")
   return options
 
 

@@ -126,7 +126,7 @@ def test_a_weights_file_of_a_flow_network_makes_such_a_tracker(file):
   net, params, _ = weights.load_model(file)
   frames = jnp.asarray(video[None] / 255.0, jnp.float32)
   want = jax.jit(net.apply)({"params": params}, frames).flow_xy[0, 5, 4]
-  np.testing.assert_allclose(found.xy[0], want + [4.5, 5.5], atol=1e-4)
+  np.testing.assert_allclose(found.xy[0], np.add(want, [4.5, 5.5]), atol=1e-4)
   with pytest.raises(InputError, match="not asked by marks"):
     Tracker.load(file, mark={"kind": "square"})
   with pytest.raises(InputError, match="run for -1 iterations"):
