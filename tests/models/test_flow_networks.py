@@ -192,7 +192,7 @@ def test_the_last_of_every_estimate_is_the_answer(kind, estimates):
 @pytest.mark.parametrize("changes", [
   dict(kind="raft", gru="square", upsampling="bilinear", block="bottleneck", context_norm="none",
        corr_widths=(8,)),
-  dict(kind="sea_raft", feature_norm="group", context_norm="group", stem_width=8,
+  dict(kind="sea_raft", refine_blocks=1, feature_norm="group", context_norm="group", stem_width=8,
        widths=(8, 16, 16)),
 ])  # fmt: skip
 def test_recomputing_iterations_changes_no_gradient(changes):
