@@ -300,7 +300,7 @@ def _story_page(clip: _Clip, story: Explanation, truth_xy) -> np.ndarray:
     [
       [
         ("1  frame 1, the point in the ring", _ringed(clip, story, size)),
-        ("   the mark, near and stretched", _near_mark(clip, story, size)),
+        ("   the mark, stretched", _near_mark(clip, story, size)),
         (f"2  shown of frame {later}, mask 1", _seen_through(clip, story.masks[0], size)),
         (f"3  frame {later} predicted, no mark", commands.shown(_bytes(story.clean[0]), size)),
         (f"4  frame {later} predicted, marked", commands.shown(_bytes(story.counterfact[0]), size)),
