@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 from cwm_jax.models import cached_attention
 
 REMAT_POLICIES = ("none", "full", "dots")
-# On a CPU: scores of one head (queries x keys) from which on they are kept in cache.
-_MANY_SCORES = 64 * 64
+# On a CPU: scores of one head (queries x keys) from which on they are kept in cache. Where a batch
+# may be split over devices only large ones are, since each would loop over the heads of all pairs.
+_MANY_SCORES, _MANY_SCORES_SPLIT = 64 * 64, 1024 * 1024
 _ALL = slice(None)
 
 
@@ -103,10 +104,11 @@ def attend(
   Args:
     implementation: "einsum", "cached" (the same numbers, one head and some queries at a time), or
       what `jax.nn.dot_product_attention` takes ("xla", "cudnn"). None is JAX's own choice, except
-      on a CPU: "cached" there, but "einsum" for a few tokens.
+      on a CPU: "cached" there, but "einsum" for few tokens (up to a thousand on several devices).
   """
   if implementation is None and jax.default_backend() == "cpu":
-    implementation = "cached" if q.shape[1] * k.shape[1] >= _MANY_SCORES else "einsum"
+    many = _MANY_SCORES if jax.device_count() == 1 else _MANY_SCORES_SPLIT
+    implementation = "cached" if q.shape[1] * k.shape[1] >= many else "einsum"
   if implementation == "einsum":
     scores = jnp.einsum(
       "bnhd,bmhd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32

@@ -222,7 +222,9 @@ def test_large_score_matrices_are_not_made_on_a_cpu():
     pytest.skip("other devices have kernels of their own")
   few, some, many = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.float32) for n in (32, 512, 2048))
   assert "2,32,32" in str(jax.make_jaxpr(layers.attend)(few, few, few))
-  assert "2,512,512" not in str(jax.make_jaxpr(layers.attend)(some, some, some))
+  assert ("2,512,512" in str(jax.make_jaxpr(layers.attend)(some, some, some))) == (
+    jax.device_count() > 1
+  )
   assert "2048,2048" not in str(jax.make_jaxpr(layers.attend)(many, many, many))
 
 
