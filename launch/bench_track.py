@@ -122,7 +122,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 def main() -> int:
   options = _options(sys.argv[1:])
-  facts = vars(options) | dict(device=jax.local_devices()[0].device_kind, versions="")
+  # A released size is told by its name; the options beside it say nothing then.
+  unused = {"image", "width", "depth", "heads"} if options.model else {"model"}
+  facts = {name: value for name, value in vars(options).items() if name not in unused}
+  facts |= dict(device=jax.local_devices()[0].device_kind, versions="")
   try:
     with contextlib.ExitStack() as stack:
       question, network = ask(options), track_sides.build(options)
