@@ -10,8 +10,7 @@ The perturber and a small Psi-flow are trained through the frozen predictor. Arg
   runlocal  a minute's trial
 
 A step of 4 pairs of 4 points takes 1.3 s of CPU time (measured), nearly all of it in the
-predictor's marked passes, there and back; with 8 points, as here, about
-twice that, and less by the clock on two cores.
+predictor's marked passes, there and back; 8 points, as here, take about twice that.
 
 Frames lie further apart than in pretraining (the paper: 500 ms rather than 150): the scenes move
 by up to a quarter of the image. With video, set data.sources.video.gap_ms.
