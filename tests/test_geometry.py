@@ -98,3 +98,34 @@ def test_the_window_read_out_finds_sub_pixel_centres(centre_yx):
 
 def test_an_empty_response_reads_out_without_nan():
   assert np.all(np.isfinite(geometry.window_argmax_yx(jnp.zeros((4, 4)))))
+
+
+def test_a_resize_by_corners_keeps_corners_and_straight_lines_and_comes_back():
+  y, x = np.mgrid[:5, :7].astype(np.float32)
+  ramp = jnp.asarray(np.stack([y, x], axis=-1))
+  np.testing.assert_array_equal(geometry.resize_corners(ramp, (5, 7)), ramp)
+  large = geometry.resize_corners(ramp, (9, 25))
+  np.testing.assert_allclose(large[:, 0, 0], np.linspace(0, 4, 9), atol=1e-6)
+  np.testing.assert_allclose(large[0, :, 1], np.linspace(0, 6, 25), atol=1e-6)
+  np.testing.assert_allclose(geometry.resize_corners(large, (5, 7)), ramp, atol=1e-5)
+
+
+def test_a_known_sub_pixel_shift_is_undone_inside_and_what_lies_outside_is_nothing():
+  y, x = np.mgrid[:6, :8].astype(np.float32)
+  image = jnp.asarray(np.stack([3 * x, 5 * y], axis=-1)) + 1.0
+  warped = geometry.warp_inside(image, jnp.full((6, 8, 2), jnp.array([2.25, -0.5])))
+  want = image + jnp.array([3 * 2.25, -5 * 0.5])
+  np.testing.assert_allclose(warped[1:, :5], want[1:, :5], atol=1e-4)
+  np.testing.assert_allclose(warped[:, 7], 0.0)
+  shifted = image[0, :5] + jnp.array([3 * 2.25, 0.0])
+  np.testing.assert_allclose(warped[0, :5], shifted / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_what_goes_forward_and_comes_back_is_seen(relative):
+  there = jnp.full((8, 8, 2), jnp.array([2.0, 1.0]))
+  ratio, seen = geometry.round_trip(there, -there, threshold=0.01, relative=relative)
+  assert seen[:6, :5].all() and not seen[:, 7].any()
+  np.testing.assert_allclose(ratio[:6, :5], 0.0, atol=1e-6)
+  _, seen = geometry.round_trip(there, -there + 1.0, threshold=0.01, relative=relative)
+  assert not seen[:6, :5].any()

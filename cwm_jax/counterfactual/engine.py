@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import flow, multimask, zoom
+from cwm_jax.counterfactual import flow, multimask, perturb, zoom
 from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import InputError, PointFlow, Prediction, Response
 
@@ -120,7 +120,7 @@ class Engine:
     self.masks, self.patch = masks, patch
     self._predict_fn = predict_fn if isinstance(predict_fn, Partial) else Partial(predict_fn)
     self._mark = mark if isinstance(mark, Partial) else Partial(mark)
-    self._keep_tokens = getattr(mark, "reads_token", True)
+    self._keep_tokens = perturb.reads_token(mark)
     self._settings = dict(settings)
     num_masks = masks.shape[1]
     device = jax.local_devices()[0]  # only a process's own devices tell their memory

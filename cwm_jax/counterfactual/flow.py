@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import multimask
+from cwm_jax.counterfactual import multimask, perturb
 from cwm_jax.types import InputError, PointFlow, Prediction, Response
 
 READOUTS = ("argmax", "soft", "window")
@@ -145,12 +145,7 @@ def respond_and_read(
     average=average,
     to_video=to_video,
   )
-  return read_out(response, points_xy, on_pixel=_on_pixel(mark), **reading)
-
-
-def _on_pixel(mark: Any) -> bool:
-  # A Partial does not show its function's attributes.
-  return getattr(getattr(mark, "func", mark), "on_pixel", True)
+  return read_out(response, points_xy, on_pixel=perturb.on_pixel(mark), **reading)
 
 
 def flow_points(
@@ -274,6 +269,6 @@ def explain_point(
     return multimask.average_over_masks(*sums, masks, order=order, average=average)
 
   answer = read_out(
-    average_all(whole_video(video_hw)), points_xy, on_pixel=_on_pixel(mark), **reading
+    average_all(whole_video(video_hw)), points_xy, on_pixel=perturb.on_pixel(mark), **reading
   )
   return marked[0, 0], answers[0], average_all(None), answer

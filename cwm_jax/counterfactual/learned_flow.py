@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import flow, multimask
+from cwm_jax.counterfactual import flow, multimask, perturb
 from cwm_jax.types import InputError
 
 
@@ -90,16 +90,16 @@ def learned_flow(
   multimask.check_averaging(order, average)
   release = protocol == "release"
   to_video = flow.whole_video(video_hw) if release else None
-  placed = flow.place_points(points_xy, video_hw, image_hw, protocol=protocol).swapaxes(0, 1)
-  start = points_xy.swapaxes(0, 1) if release else placed
-  start = geometry.point_to_index_yx(start, video_hw if release else image_hw)
-  keep_tokens = getattr(getattr(mark, "func", mark), "reads_token", True)
-  clean = _clean_passes(predict_fn, frames, masks, placed, keep_tokens=keep_tokens)
+  placed_xy = flow.place_points(points_xy, video_hw, image_hw, protocol=protocol).swapaxes(0, 1)
+  start_xy = points_xy.swapaxes(0, 1) if release else placed_xy
+  start_yx = geometry.point_to_index_yx(start_xy, video_hw if release else image_hw)
+  keep_tokens = perturb.reads_token(mark)
+  clean = _clean_passes(predict_fn, frames, masks, placed_xy, keep_tokens=keep_tokens)
 
   def pass_of(mark, i, j):
     """Point i of each pair under its mask j: sums for `average_over_masks`."""
     token = None if clean.tokens is None else clean.tokens[i, j]
-    marked = jax.vmap(mark)(frames[:, 0], placed[i], token)
+    marked = jax.vmap(mark)(frames[:, 0], placed_xy[i], token)
     pairs = jnp.stack([marked, frames[:, 1]], axis=1)
     image = predict_fn(pairs, clean.masks[i % k, j]).image
     diff = (image - clean.images[i % k, j])[:, None]
@@ -116,7 +116,7 @@ def learned_flow(
     weights = geometry.heat_distribution(response.heat, inverse_temperature=inverse_temperature)
     # The width of a single pixel is 0, where the root has no gradient.
     spread = geometry.spread(jax.lax.stop_gradient(weights))
-    return geometry.mean_yx(weights) - start[i], spread, response.peak
+    return geometry.mean_yx(weights) - start_yx[i], spread, response.peak
 
   again = jax.checkpoint(point)
   moved_yx, spread, peak = jax.lax.map(

@@ -23,6 +23,16 @@ from cwm_jax.types import InputError
 Mark = Callable[[Array, Array, Array | None], Array]
 
 
+def reads_token(mark: Any) -> bool:
+  """Whether a mark, or the function of a `Partial`, asks for tokens; so it is unless it says no."""
+  return getattr(getattr(mark, "func", mark), "reads_token", True)
+
+
+def on_pixel(mark: Any) -> bool:
+  """Whether a mark, or the function of a `Partial`, lies on a pixel, rather than on the query."""
+  return getattr(getattr(mark, "func", mark), "on_pixel", True)
+
+
 @dataclass(frozen=True)
 class Square:
   """Paints a square of one colour over the query's pixel, replacing what was there.

@@ -87,17 +87,17 @@ def look_up(
     y, which is what the released weights were trained on.
   """
   b, h, w, _ = places_xy.shape
-  places = places_xy.reshape(b, h * w, 2)
+  places_xy = places_xy.reshape(b, h * w, 2)
   found = []
   for i, (level, size_hw) in enumerate(zip(correlation.levels, correlation.sizes)):
     if 0 in size_hw:
       found.append(jnp.zeros((b, h * w, (2 * radius + 1) ** 2)))
       continue
-    where = places / 2**i
+    where_xy = places_xy / 2**i
     if correlation.first is None:
-      found.append(_in_volume(level, where, size_hw, radius))
+      found.append(_in_volume(level, where_xy, size_hw, radius))
     else:
-      found.append(_by_chunks(correlation.first, level, where, size_hw, radius))
+      found.append(_by_chunks(correlation.first, level, where_xy, size_hw, radius))
   return jnp.concatenate(found, axis=-1).reshape(b, h, w, -1)
 
 
@@ -113,44 +113,46 @@ class _Window(NamedTuple):
 
   index:  int32 [..., p, p], of the pixel in a flattened map; the slow axis is x.
   inside: bool [..., p, p].
-  share:  float32 [..., 2], how far the samples lie from their left and upper pixel (x, y).
+  share_xy: float32 [..., 2], how far the samples lie from their left and upper pixel.
   """
 
   index: Array
   inside: Array
-  share: Array
+  share_xy: Array
 
 
-def _window(places: Float[Array, "*n 2"], size_hw: tuple[int, int], radius: int) -> _Window:
+def _window(places_xy: Float[Array, "*n 2"], size_hw: tuple[int, int], radius: int) -> _Window:
   h, w = size_hw
-  corner = jnp.floor(places)
+  corner_xy = jnp.floor(places_xy)
   # Far outside is as good as just outside, and a diverging network must not overflow an integer.
-  low = jnp.clip(corner, -radius - 2.0, jnp.array([w, h], jnp.float32) + radius)
-  low = low.astype(jnp.int32)
+  low_xy = jnp.clip(corner_xy, -radius - 2.0, jnp.array([w, h], jnp.float32) + radius)
+  low_xy = low_xy.astype(jnp.int32)
   offsets = jnp.arange(-radius, radius + 2)
-  x, y = low[..., :1] + offsets, low[..., 1:] + offsets
+  x, y = low_xy[..., :1] + offsets, low_xy[..., 1:] + offsets
   in_x, in_y = (x >= 0) & (x < w), (y >= 0) & (y < h)
   index = jnp.clip(y, 0, h - 1)[..., None, :] * w + jnp.clip(x, 0, w - 1)[..., :, None]
-  return _Window(index, in_x[..., :, None] & in_y[..., None, :], places - corner)
+  return _Window(index, in_x[..., :, None] & in_y[..., None, :], places_xy - corner_xy)
 
 
 def _blend(values: Array, window: _Window) -> Array:
   """Bilinear samples, [..., (p - 1)^2], between values at a window's pixels, [..., p, p]."""
   values = jnp.where(window.inside, values, 0.0)
-  share_x, share_y = window.share[..., 0, None, None], window.share[..., 1, None, None]
+  share_x, share_y = window.share_xy[..., 0, None, None], window.share_xy[..., 1, None, None]
   values = values[..., :-1, :] * (1 - share_x) + values[..., 1:, :] * share_x
   values = values[..., :-1] * (1 - share_y) + values[..., 1:] * share_y
   return values.reshape(*values.shape[:-2], -1)
 
 
-def _in_volume(volume: Any, places: Any, size_hw: tuple[int, int], radius: int) -> Array:
-  window = _window(places, size_hw, radius)
+def _in_volume(volume: Any, places_xy: Any, size_hw: tuple[int, int], radius: int) -> Array:
+  window = _window(places_xy, size_hw, radius)
   index = window.index.reshape(*window.index.shape[:-2], -1)
   values = jnp.take_along_axis(volume, index, axis=-1, mode="promise_in_bounds")
   return _blend(values.reshape(window.index.shape), window)
 
 
-def _by_chunks(first: Any, level: Any, places: Any, size_hw: tuple[int, int], radius: int) -> Array:
+def _by_chunks(
+  first: Any, level: Any, places_xy: Any, size_hw: tuple[int, int], radius: int
+) -> Array:
   b, n, c = first.shape
   count = b * n
   size = min(_CHUNK, count)
@@ -164,12 +166,12 @@ def _by_chunks(first: Any, level: Any, places: Any, size_hw: tuple[int, int], ra
   # Recomputed in the backward pass: what is gathered is what must not all be kept.
   @jax.checkpoint
   def look(chunk):
-    features, where, image = chunk
-    window = _window(where, size_hw, radius)
+    features, where_xy, image = chunk
+    window = _window(where_xy, size_hw, radius)
     index = window.index + image[:, None, None] * (size_hw[0] * size_hw[1])
     values = jnp.einsum("nc,npqc->npq", features, level[index])
     return _blend(values, window)
 
   image = jnp.broadcast_to(jnp.arange(b)[:, None], (b, n))
-  found = jax.lax.map(look, (in_chunks(first), in_chunks(places), in_chunks(image)))
+  found = jax.lax.map(look, (in_chunks(first), in_chunks(places_xy), in_chunks(image)))
   return found.reshape(chunks * size, -1)[:count].reshape(b, n, -1)

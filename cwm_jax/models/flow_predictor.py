@@ -67,24 +67,15 @@ class SingleStreamFlowPredictor(nn.Module):
     dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
     seen = dense(self.width, name="patch_embed")(patchify(frame1, self.patch).astype(self.dtype))
     if self.context:
-      around = nn.Conv(
-        self.width,
-        (self.patch + 2 * self.context,) * 2,
-        strides=self.patch,
-        padding=self.context,
-        use_bias=False,
-        kernel_init=nn.initializers.zeros,
-        dtype=self.dtype,
-        name="context_embed",
-      )(frame1.astype(self.dtype))
-      seen = seen + around.reshape(b, n, -1)
+      around = layers.context_embedding(self.width, self.patch, self.context, self.dtype)
+      seen = seen + around(frame1.astype(self.dtype)).reshape(b, n, -1)
     # In patches, whole numbers being the centres of patches, as the grid's own positions are.
     from_yx = points_xy[..., ::-1] / self.patch - 0.5
     flow_yx = flow_xy[..., ::-1] / self.patch
-    places = jnp.concatenate(
+    places_yx = jnp.concatenate(
       [jnp.broadcast_to(layers.grid_yx(grid_hw), (b, n, 2)), from_yx], axis=1
     )
-    encoding = layers.sine_encoding(places, self.width)
+    encoding = layers.sine_encoding(places_yx, self.width)
     # The flow in numbers, and where it leads in the terms in which patches know their own place.
     told = jnp.concatenate([flow_yx, layers.sine_encoding(from_yx + flow_yx, self.width)], axis=-1)
     moved = nn.gelu(dense(self.width, name="flow_fc1")(told.astype(self.dtype)), approximate=False)
@@ -98,7 +89,7 @@ class SingleStreamFlowPredictor(nn.Module):
       dtype=self.dtype,
       remat=self.remat,
       name="stack",
-    )(tokens, layers.rotary_encoding(places, self.width // self.heads))
+    )(tokens, layers.rotary_encoding(places_yx, self.width // self.heads))
     x = nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name="norm")(tokens[:, :n])
     # The head's output is read as pixels: keep it in float32.
     change = nn.Dense(

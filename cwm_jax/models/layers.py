@@ -145,6 +145,33 @@ class Attention(nn.Module):
     return proj(out.reshape(b, -1, c))
 
 
+def mlp(
+  x: Float[Array, "b n c"], ratio: float, dtype: Any, *, prefix: str = ""
+) -> Float[Array, "b n c"]:
+  """A block's two dense layers, exact GELU between; for use within a module's compact method."""
+  c = x.shape[-1]
+  dense = partial(nn.Dense, dtype=dtype, kernel_init=nn.initializers.xavier_uniform())
+  x = nn.gelu(dense(int(c * ratio), name=f"{prefix}fc1")(x), approximate=False)
+  return dense(c, name=f"{prefix}fc2")(x)
+
+
+def context_embedding(width: int, patch: int, context: int, dtype: Any) -> nn.Conv:
+  """What each patch's token sees of `context` pixels more on every side; begins at zero weight.
+
+  Frames [b, h, w, 3] to [b, h / patch, w / patch, width].
+  """
+  return nn.Conv(
+    width,
+    (patch + 2 * context,) * 2,
+    strides=patch,
+    padding=context,
+    use_bias=False,
+    kernel_init=nn.initializers.zeros,
+    dtype=dtype,
+    name="context_embed",
+  )
+
+
 class Block(nn.Module):
   """Pre-norm transformer block: x + attention(norm(x)), x + mlp(norm(x)); exact GELU."""
 
@@ -157,15 +184,11 @@ class Block(nn.Module):
   def __call__(
     self, x: Float[Array, "b n c"], rotary=None, *, wanted: slice = _ALL
   ) -> Float[Array, "b m c"]:
-    c = x.shape[-1]
-    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
     # Norms run in float32 whatever the compute dtype: their sums lose the signal in bfloat16.
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
     attention = Attention(self.heads, self.attention_impl, self.dtype, name="attn")
     x = x[:, wanted] + attention(norm(name="norm1")(x).astype(self.dtype), rotary, wanted=wanted)
-    y = dense(int(c * self.mlp_ratio), name="fc1")(norm(name="norm2")(x).astype(self.dtype))
-    y = dense(c, name="fc2")(nn.gelu(y, approximate=False))
-    return x + y
+    return x + mlp(norm(name="norm2")(x).astype(self.dtype), self.mlp_ratio, self.dtype)
 
 
 class _ScanBlock(Block):

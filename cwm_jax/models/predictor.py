@@ -121,16 +121,9 @@ class Predictor(nn.Module):
       patchify(frames, self.patch).reshape(b, 2 * n, -1).astype(self.dtype)
     )
     if self.context:
-      around = nn.Conv(
-        self.encoder_width,
-        (self.patch + 2 * self.context,) * 2,
-        strides=self.patch,
-        padding=self.context,
-        use_bias=False,
-        kernel_init=nn.initializers.zeros,
-        dtype=self.dtype,
-        name="context_embed",
-      )(frames[:, 0].astype(self.dtype))
+      around = layers.context_embedding(self.encoder_width, self.patch, self.context, self.dtype)(
+        frames[:, 0].astype(self.dtype)
+      )
       tokens = tokens.at[:, :n].add(around.reshape(b, n, -1))
     tokens = tokens + self._positions("encoder_positions", (gh, gw), self.encoder_width)
     rotary = self._rotary((gh, gw), self.encoder_width // self.encoder_heads)

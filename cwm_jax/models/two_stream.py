@@ -111,7 +111,6 @@ class ConjoinedBlock(nn.Module):
     links = parse_links(self.links)
     settings = dict(attention_impl=self.attention_impl, dtype=self.dtype)
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
-    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier)
     across = partial(CrossAttention, self.cross_heads, **settings)
 
     def attended(x, name):
@@ -119,10 +118,8 @@ class ConjoinedBlock(nn.Module):
       return x + layers.Attention(self.heads, **settings, name=f"{name}_attn")(y)
 
     def thought_over(x, name):
-      c = x.shape[-1]
       y = norm(name=f"{name}_norm2")(x).astype(self.dtype)
-      y = dense(int(c * self.mlp_ratio), name=f"{name}_fc1")(y)
-      return x + dense(c, name=f"{name}_fc2")(nn.gelu(y, approximate=False))
+      return x + layers.mlp(y, self.mlp_ratio, self.dtype, prefix=f"{name}_")
 
     primary, secondary = streams
     if links.primary:

@@ -28,7 +28,7 @@ from cwm_jax.pretrained import (
 )
 from cwm_jax.pretrained.flow_predictors import FLOW_PREDICTOR
 from cwm_jax.pretrained.learned_marks import PERTURBER
-from cwm_jax.pretrained.merge import NamesError
+from cwm_jax.pretrained.merge import NamesError, agreeing_release
 from cwm_jax.pretrained.naming import JOINT_FLOW_PREDICTOR, Naming, naming_of
 from cwm_jax.types import InputError
 
@@ -261,17 +261,10 @@ def _config(
   from cwm_jax.configs import base, opt_cwm
 
   told = _told_by_shapes(shapes, naming, where)
-  names = list(opt_cwm.MODELS) if release is None else [release]
   if release is not None and release not in opt_cwm.MODELS:
     raise InputError(f"unknown release {release!r}; choose one of {', '.join(opt_cwm.MODELS)}")
-  agreeing = [n for n in names if told.items() <= opt_cwm.model(n).items()]
-  if agreeing:
-    model = opt_cwm.model(agreeing[0])
-  elif release is not None:
-    named = opt_cwm.model(release)
-    key = next(key for key in told if told[key] != named[key])
-    raise InputError(f"{where} is not {release}: its {key} is {told[key]}, not {named[key]}")
-  else:
+  model = agreeing_release(told, opt_cwm.MODELS, release, where=where)
+  if model is None:
     side = isqrt(shapes["encoder_positions"][0] // 2) if naming.learned_positions else 28
     model = told | {"image_hw": (side * told["patch"],) * 2, "mask_ratio": 0.9}
   if heads is not None:

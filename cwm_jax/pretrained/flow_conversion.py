@@ -14,6 +14,7 @@ import numpy as np
 
 from cwm_jax.pretrained import flow_keymaps, keymaps, weights
 from cwm_jax.pretrained.flow_networks import SECTION
+from cwm_jax.pretrained.merge import agreeing_release
 from cwm_jax.types import InputError
 
 _LEVELS = 4  # of the correlation pyramid; all releases have as many
@@ -78,15 +79,8 @@ def _config(
   if release is not None and release not in flow_networks.NETWORKS:
     choices = ", ".join(flow_networks.NETWORKS)
     raise InputError(f"{where} is a flow network, and {release!r} is none; choose one of {choices}")
-  names = list(flow_networks.NETWORKS) if release is None else [release]
-  agreeing = [n for n in names if told.items() <= flow_networks.network(n).items()]
-  if agreeing:
-    sizes = flow_networks.network(agreeing[0])
-  elif release is not None:
-    named = flow_networks.network(release)
-    key = next(key for key in told if told[key] != named[key])
-    raise InputError(f"{where} is not {release}: its {key} is {told[key]}, not {named[key]}")
-  else:
+  sizes = agreeing_release(told, flow_networks.NETWORKS, release, where=where)
+  if sizes is None:
     sizes = told | {"iterations": _ITERATIONS[naming]}
   job = base.get_config()
   job.flow_network.update(sizes)

@@ -11,7 +11,7 @@ SECTION = "flow_network"
 def is_flow_network(config: Mapping[str, Any]) -> bool:
   """Whether a weights file's config describes a flow network; otherwise it is a predictor."""
   section = config.get(SECTION)
-  return isinstance(section, Mapping) and section.get("kind", "none") != "none"
+  return isinstance(section, Mapping) and section.get("kind") not in (None, "none")
 
 
 def expected(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from cwm_jax.types import InputError
@@ -97,3 +98,31 @@ def _listed(names: list[str]) -> str:
   return ", ".join(name[:_LONGEST] for name in names[:_SHOWN]) + (
     f" and {rest} more" if rest > 0 else ""
   )
+
+
+def agreeing_release(
+  told: Mapping[str, Any],
+  releases: Mapping[str, Mapping[str, Any]],
+  release: str | None,
+  *,
+  where: str,
+) -> dict[str, Any] | None:
+  """The settings of the release that a file's shapes agree with; None where none does.
+
+  Args:
+    told: settings that the shapes fix.
+    releases: name -> settings.
+    release: the one it must be; None takes the first that agrees.
+    where: names the file in the message.
+
+  Raises:
+    InputError: the shapes are not those of `release`.
+  """
+  for name in releases if release is None else [release]:
+    if told.items() <= releases[name].items():
+      return dict(releases[name])
+  if release is None:
+    return None
+  named = releases[release]
+  key = next(key for key in told if told[key] != named[key])
+  raise InputError(f"{where} is not {release}: its {key} is {told[key]}, not {named[key]}")

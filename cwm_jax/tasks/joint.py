@@ -169,11 +169,11 @@ class Joint:
     def draw(key):
       which, where = jax.random.split(jax.random.fold_in(key, 0))
       index = jax.random.permutation(which, gh * gw)[: self.num_points]
-      corner = jnp.stack([index % gw, index // gw], axis=-1) * patch
-      inside = patch // 2
+      corner_xy = jnp.stack([index % gw, index // gw], axis=-1) * patch
+      inside_xy = patch // 2
       if self.query == "anywhere":
-        inside = jax.random.randint(where, (self.num_points, 2), 0, patch)
-      return corner + inside + 0.5
+        inside_xy = jax.random.randint(where, (self.num_points, 2), 0, patch)
+      return corner_xy + inside_xy + 0.5
 
     return jax.vmap(draw)(keys)
 

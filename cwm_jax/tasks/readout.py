@@ -152,7 +152,7 @@ class HeldOutReadout:
       shared,
       jnp.ones(frames.shape[0], bool),
       chunk=_PASSES,
-      keep_tokens=getattr(mark.func, "reads_token", True),
+      keep_tokens=perturb.reads_token(mark),
     )
     return flow.flow_points(
       predict,
