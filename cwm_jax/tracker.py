@@ -6,7 +6,7 @@ itself is the engine's (`counterfactual.engine`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from cwm_jax import geometry
+from cwm_jax import geometry, tracking
 from cwm_jax.counterfactual import engine, perturb
 from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import Explanation, InputError, PointFlow, Prediction, Tracks
@@ -133,6 +133,7 @@ class Tracker:
     readout: str = "argmax",
     masks_seed: int = 0,
     dtype: str | None = None,
+    attention_dtype: str | None = None,
     memory_budget: float | None = None,
     **settings: Any,
   ) -> Tracker:
@@ -148,6 +149,8 @@ class Tracker:
       mark: None takes what the weights file recommends, or a red square where it says nothing; a
         path is a learned mark's file, for this predictor or the same for smaller images.
       dtype: compute dtype, "float32" or "bfloat16"; None takes the file's.
+      attention_dtype: that of attention; None takes the file's, whatever `dtype` is. Without
+        float32 there, many destinations of the weights in the package move by pixels.
       num_masks, zoom, readout, masks_seed, memory_budget, **settings: see the constructor.
 
     Raises:
@@ -167,9 +170,7 @@ class Tracker:
       mark = mark_files.load(mark, model=config["model"])
     elif mark is None and learned_marks.is_learned(config):
       mark = learned_marks.build(config, jax.tree.map(jnp.asarray, weights.load_perturber(path)))
-    model = dict(config["model"])
-    if dtype is not None:
-      model["dtype"] = dtype
+    model = models.in_dtype(config["model"], dtype, attention_dtype)
     ratio = model["mask_ratio"] if mask_ratio is None else mask_ratio
     (h, w), patch = model["image_hw"], model["patch"]
     grid_hw = (h // patch, w // patch)
@@ -188,16 +189,19 @@ class Tracker:
       **settings,
     )
 
-  def track(self, video: Iterable[Any], queries_tyx: Any, *, mode: str = "query") -> Tracks:
+  def track(
+    self, video: Iterable[Any], queries_tyx: Any, *, mode: str = "query", sure: float = 0.25
+  ) -> Tracks:
     """Follows each query through all frames after its own.
-
-    Each later frame is compared with the query's frame directly, so errors do not add up.
 
     Args:
       video: uint8 [T, H, W, 3], or any iterable of frames uint8 [H, W, 3], which is consumed once,
-        frame by frame; only query frames are kept.
+        frame by frame; only the frames that points are compared with are kept.
       queries_tyx: [N, 3], (frame index, y, x).
-      mode: "query", the one way there is.
+      mode: with which frame each later one is compared: "query": the query's own, so errors do not
+        add up; "chain": the one in which the point was last seen; "anchor": both, and the query's
+        own is believed where it is visible and `sure`.
+      sure: the confidence that the mode "anchor" asks for.
 
     Returns:
       Tracks of NumPy arrays, [N, T, ...]. Before the query's frame a point is invisible and lies
@@ -206,30 +210,23 @@ class Tracker:
     Raises:
       InputError: frames or queries that cannot be used.
     """
-    if mode != "query":
-      raise InputError(f"the mode is {mode!r}; this tracker knows 'query'")
-    start, points = _read_queries(queries_tyx)
-    kept: dict[int, engine.Frame] = {}
-    columns: list[Any] = []
-    video_hw = None
-    for t, image in enumerate(video):
-      frame, video_hw = self._frame(image, video_hw)
-      if t == 0:
-        _check_inside(points, video_hw)
-      if t in start:
-        kept[t] = frame
-      columns.append(self._ask_frame(frame, kept, start, points, t, video_hw))
-      if t:
-        # One frame late, so that the device has this frame's work while the host waits.
-        columns[t - 1] = _finish_column(*columns[t - 1])
-    if not columns:
-      raise InputError("the video has no frames")
-    columns[-1] = _finish_column(*columns[-1])
-    if start.size and start.max() >= len(columns):
-      raise InputError(
-        f"a query names frame {start.max()}, but the video has {len(columns)} frames, from 0 on"
-      )
+    columns = self.track_frames(video, queries_tyx, mode=mode, sure=sure)
     return Tracks(*(np.stack(values, axis=1) for values in zip(*columns)))
+
+  def track_frames(
+    self, video: Iterable[Any], queries_tyx: Any, *, mode: str = "query", sure: float = 0.25
+  ) -> Iterator[PointFlow]:
+    """As `track`, but yields each frame's answers as soon as they are known.
+
+    Yields:
+      PointFlow of NumPy arrays, one a frame: xy [N, 2], visible [N], confidence [N].
+
+    Raises:
+      InputError: as `track`, when the frame at fault is met.
+    """
+    start, points = tracking.read_queries(queries_tyx)
+    frames = self._frames(video, points)
+    return tracking.follow(frames, start, points, mode=mode, ask=self._engine.ask, sure=sure)
 
   def flow(self, frame1: Any, frame2: Any, points_xy: Any) -> PointFlow:
     """Where points of frame 1 are in frame 2.
@@ -317,29 +314,55 @@ class Tracker:
     Raises:
       InputError: frames or a point that cannot be used.
     """
+    (whole,) = self._explaining(frame1, frame2, point_xy, self._engine.masks.shape[1])
+    return whole
+
+  def explaining(self, frame1: Any, frame2: Any, point_xy: Any) -> Iterator[Explanation]:
+    """`explain`, mask by mask.
+
+    Yields:
+      An Explanation after each mask, of the masks so far; the last one is that of `explain`.
+
+    Raises:
+      InputError: frames or a point that cannot be used.
+    """
+    return self._explaining(frame1, frame2, point_xy, 1)
+
+  def _explaining(self, frame1, frame2, point_xy, masks_at_once: int) -> Iterator[Explanation]:
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
     point = np.asarray(point_xy, np.float32).reshape(-1)
     _check_inside(point[None], video_hw)
-    marked, clean, answers, response, answer = self._engine.explain((one, two), point, video_hw)
-    masks = self._engine.masks[0, :, 1]
-    hidden = masks_lib.patches_to_pixels(masks, self._engine.patch)[..., None]
+    for so_far in self._engine.explain((one, two), point, video_hw, masks_at_once=masks_at_once):
+      marked, clean, answers, response, answer = so_far
+      masks = self._engine.masks[0, : len(clean), 1]
+      hidden = masks_lib.patches_to_pixels(masks, self._engine.patch)[..., None]
+      shown = (geometry.unnormalise(jnp.where(hidden, p, two.small)) for p in (clean, answers))
+      clean_rgb, counterfact_rgb = map(np.asarray, shown)
+      yield Explanation(
+        mark=np.asarray(marked - one.small),
+        marked=np.asarray(geometry.unnormalise(marked)),
+        masks=np.asarray(masks),
+        clean=clean_rgb,
+        counterfact=counterfact_rgb,
+        responses=np.asarray(jnp.sum(jnp.abs(answers - clean), axis=-1)),
+        mean=np.asarray(response.heat[0]),
+        from_xy=point,
+        to_xy=np.asarray(answer.xy[0]),
+        visible=np.asarray(answer.visible[0]),
+      )
 
-    def show(prediction):
-      return np.asarray(geometry.unnormalise(jnp.where(hidden, prediction, two.small)))
-
-    return Explanation(
-      mark=np.asarray(marked - one.small),
-      marked=np.asarray(geometry.unnormalise(marked)),
-      masks=np.asarray(masks),
-      clean=show(clean),
-      counterfact=show(answers),
-      responses=np.asarray(jnp.sum(jnp.abs(answers - clean), axis=-1)),
-      mean=np.asarray(response.heat[0]),
-      from_xy=point,
-      to_xy=np.asarray(answer.xy[0]),
-      visible=np.asarray(answer.visible[0]),
-    )
+  def _frames(
+    self, video: Iterable[Any], points_xy: np.ndarray
+  ) -> Iterator[tuple[engine.Frame, tuple[int, int]]]:
+    """The frames of a video on the device; the points are looked at when its size is known."""
+    video_hw = None
+    for image in video:
+      frame, size_hw = self._frame(image, video_hw)
+      if video_hw is None:
+        _check_inside(points_xy, size_hw)
+        video_hw = size_hw
+      yield frame, video_hw
 
   def _frame(self, image: Any, video_hw: Any) -> tuple[engine.Frame, tuple[int, int]]:
     """A frame on the device, and its size, which must be that of the frames before it."""
@@ -347,37 +370,6 @@ class Tracker:
     if video_hw not in (None, image.shape[:2]):
       raise InputError(f"a frame is {image.shape[:2]} in size, the ones before it are {video_hw}")
     return self._engine.prepare(image), image.shape[:2]
-
-  def _ask_frame(self, frame, kept, start, points, t, video_hw):
-    """Starts the work of frame t: what is known already, who is asked, the answers to come."""
-    here = start == t
-    known = PointFlow(points.copy(), here, here.astype(np.float32))
-    active = np.flatnonzero(start < t)
-    if not active.size:
-      return known, active, None
-    times, pair_of = np.unique(start[active], return_inverse=True)
-    pairs = [(kept[time], frame) for time in times.tolist()]
-    return known, active, self._engine.ask(pairs, pair_of, points[active], video_hw)
-
-
-def _finish_column(known: PointFlow, active: np.ndarray, pending: Any) -> PointFlow:
-  if pending is not None:
-    for mine, theirs in zip(known, pending.fetch()):
-      mine[active] = theirs
-  return known
-
-
-def _read_queries(queries_tyx: Any) -> tuple[np.ndarray, np.ndarray]:
-  """int [N] frame indices and float32 [N, 2] (x, y)."""
-  queries = np.asarray(queries_tyx, np.float32)
-  if queries.ndim != 2 or queries.shape[1] != 3:
-    raise InputError(f"queries are rows of (frame, y, x), not an array {list(queries.shape)}")
-  if not np.isfinite(queries).all():
-    raise InputError("a query has a coordinate that is not a finite number")
-  start = queries[:, 0].astype(int)
-  if start.size and (start.min() < 0 or (start != queries[:, 0]).any()):
-    raise InputError("a query's frame index is a whole number from 0 on")
-  return start, np.ascontiguousarray(queries[:, :0:-1])
 
 
 def _check_image(image: Any) -> np.ndarray:

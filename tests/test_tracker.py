@@ -228,6 +228,32 @@ def test_explain_holds_every_step_of_the_answer():
   np.testing.assert_allclose(e.mean[11, 15], 1.5 * hidden[:, 11, 15].any(), atol=1e-5)
 
 
+@pytest.mark.parametrize("order, average", [("release", "hidden"), ("paper", "release")])
+def test_explaining_grows_mask_by_mask_into_the_explanation(order, average):
+  video, tracker = _video(2), _toy(readout="soft", order=order, average=average)
+  whole = tracker.explain(*video, [10.5, 8.5])
+  grown = list(tracker.explaining(*video, [10.5, 8.5]))
+  assert [len(e.masks) for e in grown] == [1, 2, 3, 4, 5, 6]
+  for name, last, want in zip(whole._fields, grown[-1], whole):
+    np.testing.assert_allclose(last, want, atol=1e-5, err_msg=name)
+  # After one mask the mean is that mask's own response.
+  np.testing.assert_allclose(grown[0].mean, whole.responses[0], atol=1e-5)
+  assert grown[0].visible == (whole.responses[0].max() >= 0.05)
+
+
+def test_chained_and_anchored_tracks_follow_what_is_known():
+  first = _video(1)[0]
+  video = np.stack([np.roll(first, (3 * t, 2 * t), (0, 1)) for t in range(4)])
+  queries = [[0, 4.5, 6.5], [1, 10.5, 12.5]]
+  want = np.array([[[6.5, 4.5], [8.5, 7.5], [10.5, 10.5], [12.5, 13.5]]], np.float32)
+  for mode in ("query", "chain", "anchor"):
+    tracks = _toy(toys.matching).track(video, queries, mode=mode)
+    np.testing.assert_array_equal(tracks.xy[:1], want)
+    np.testing.assert_array_equal(tracks.xy[1, :2], [[12.5, 10.5]] * 2)
+    np.testing.assert_array_equal(tracks.xy[1, 3], [16.5, 16.5])
+    assert tracks.visible[0].all()
+
+
 def test_zoom_answers_more_finely_than_the_predictor_sees():
   rng = np.random.default_rng(3)
   coarse = rng.integers(0, 256, (3, 60, 80, 3)).astype(np.float32)
@@ -252,7 +278,7 @@ def test_nothing_hidden_for_zoom_is_refused():
 @pytest.mark.parametrize(
   "call, sentence",
   [
-    (lambda t, v: t.track(v, [[0, 1, 2]], mode="chain"), "mode"),
+    (lambda t, v: t.track(v, [[0, 1, 2]], mode="chains"), "mode is .chains."),
     (lambda t, v: t.track([], [[0, 1, 2]]), "no frames"),
     (lambda t, v: t.track(v, [[9, 1, 2]]), "names frame 9"),
     (lambda t, v: t.track(v, [[-1, 1, 2]]), "whole number"),

@@ -6,7 +6,7 @@ depend on how many are asked about; `multimask.plan` decides how many passes run
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +34,8 @@ _flow_points = jax.jit(flow.flow_points, static_argnames=("plan", "video_hw", *_
 _refine = jax.jit(
   zoom.refine, static_argnames=("image_hw", "plan", "held", "keep_tokens", *_SETTINGS)
 )
-_explain_point = jax.jit(flow.explain_point, static_argnames=("video_hw", *_SETTINGS))
+_explain_masks = jax.jit(flow.explain_masks)
+_explain_answer = jax.jit(flow.explain_answer, static_argnames=("video_hw", "on_pixel", *_SETTINGS))
 
 
 @partial(jax.jit, static_argnames=("image_hw", "antialias"))
@@ -206,28 +207,50 @@ class Engine:
     return Pending(parts, len(points_xy))
 
   def explain(
-    self, pair: tuple[Frame, Frame], point_xy: np.ndarray, video_hw: tuple[int, int]
-  ) -> tuple[Array, Array, Array, Response, PointFlow]:
-    """One whole-frame question with its intermediates; the point and answer in the frame's pixels.
+    self,
+    pair: tuple[Frame, Frame],
+    point_xy: np.ndarray,
+    video_hw: tuple[int, int],
+    *,
+    masks_at_once: int,
+  ) -> Iterator[tuple[Array, Array, Array, Response, PointFlow]]:
+    """One whole-frame question with its intermediates, by groups of masks.
 
-    Returns:
-      marked [h, w, 3], clean and counterfactual predictions [m, h, w, 3] (normalised), the Response
-      and the PointFlow, both of one point.
+    Args:
+      pair, video_hw: see `ask`.
+      point_xy: [2], pixels of the frames as given.
+      masks_at_once: a divisor of the number of masks.
+
+    Yields:
+      Of the masks so far: marked [h, w, 3], clean and counterfactual predictions [m, h, w, 3]
+      (normalised), the Response and the PointFlow, both of one point; the answer in the pixels of
+      the frames as given.
     """
     frames, valid = _stack([[f.small for f in pair]])
-    masks = self.masks[:1]
-    clean = self._clean(frames, masks, valid)
-    marked, answers, response, answer = _explain_point(
-      self._predict_fn,
-      self._mark,
-      frames,
-      masks,
-      clean,
-      self._place(jnp.asarray(point_xy)[None], video_hw),
-      video_hw=self._read_at(video_hw),
-      **self._settings,
-    )
-    return marked, clean.image[0], answers, response, self._place_back(answer, video_hw)
+    point = self._place(jnp.asarray(point_xy)[None], video_hw)
+    num_masks = self.masks.shape[1]
+    diff = jnp.zeros((num_masks, *self.image_hw, 3))
+    cleans, answers, marked = [], [], None
+    for begin in range(0, num_masks, masks_at_once):
+      group = slice(begin, begin + masks_at_once)
+      masks = self.masks[:1, group]
+      clean = self._clean(frames, masks, valid)
+      ours, answer = _explain_masks(self._predict_fn, self._mark, frames, masks, clean, point)
+      marked = ours if marked is None else marked
+      cleans.append(clean.image[0])
+      answers.append(answer)
+      diff = diff.at[group].set(answer - clean.image[0])
+      response, found = _explain_answer(
+        diff,
+        self.masks[0],
+        begin + masks_at_once,
+        point,
+        video_hw=self._read_at(video_hw),
+        on_pixel=perturb.on_pixel(self._mark),
+        **self._settings,
+      )
+      so_far = (jnp.concatenate(cleans), jnp.concatenate(answers))
+      yield marked, *so_far, response, self._place_back(found, video_hw)
 
   def _place(self, points_xy: Array, video_hw: tuple[int, int]) -> Array:
     """Points of the video in pixels of the predictor's image."""

@@ -241,34 +241,57 @@ def flow_pair(
   )
 
 
-def explain_point(
+def explain_masks(
   predict_fn: multimask.PredictFn,
   mark: Any,
   frames: Float[Array, "1 2 h w 3"],
   masks: Bool[Array, "1 m 2 gh gw"],
   clean: Prediction,
   points_xy: Float[Array, "1 2"],
+) -> tuple[Float[Array, "h w 3"], Float[Array, "m h w 3"]]:
+  """The passes of one question: the (first mask's) marked frame 1 and the marked predictions.
+
+  Both are normalised, at the predictor's resolution.
+  """
+  marked = multimask.mark_frames(mark, frames[:, 0], clean.tokens, points_xy)
+  return marked[0, 0], multimask.marked_predictions(predict_fn, marked, frames[:, 1], masks)[0]
+
+
+def explain_answer(
+  diff: Float[Array, "m h w 3"],
+  masks: Bool[Array, "m 2 gh gw"],
+  count: Int[Array, ""],
+  points_xy: Float[Array, "1 2"],
   *,
   video_hw: tuple[int, int] | None = None,
   order: str,
   average: str,
+  on_pixel: bool,
   **reading: Any,
-) -> tuple[Float[Array, "h w 3"], Float[Array, "m h w 3"], Response, PointFlow]:
-  """One question with its intermediates.
+) -> tuple[Response, PointFlow]:
+  """The answer to one question by its first `count` masks.
+
+  Args:
+    diff: marked minus clean predictions; of the masks beyond `count` whatever it may be.
+    points_xy: continuous (x, y), pixels of the predictor's image.
+    video_hw, order, average: see `flow_points`.
+    on_pixel, **reading: of `read_out`.
 
   Returns:
-    The (first mask's) marked frame 1, the predictions with the mark and the response, at the
-    predictor's resolution, normalised; and the answer, in pixels of the predictor's image or of
-    `video_hw` (see `flow_points`). The last two have a leading axis of one point.
+    The response at the predictor's resolution, and the answer, in pixels of the predictor's image
+    or of `video_hw`; both have a leading axis of one point.
   """
-  marked = multimask.mark_frames(mark, frames[:, 0], clean.tokens, points_xy)
-  answers = multimask.marked_predictions(predict_fn, marked, frames[:, 1], masks)
+  m = masks.shape[0]
+  known = jnp.arange(m) < count
+  # A mask that is not known yet adds nothing to a sum, and hides nothing where hiding is counted.
+  diff = jnp.where(known[:, None, None, None], diff, 0.0)[None]
+  hiding = (masks & known[:, None, None, None])[None]
+  share = count / m
 
   def average_all(to_video):
-    sums = multimask.sum_over_masks(answers - clean.image, order=order, to_video=to_video)
-    return multimask.average_over_masks(*sums, masks, order=order, average=average)
+    sums = multimask.sum_over_masks(diff, order=order, to_video=to_video)
+    heat, peak = multimask.average_over_masks(*sums, hiding, order=order, average=average)
+    return Response(heat if average == "hidden" else heat / share, peak / share)
 
-  answer = read_out(
-    average_all(whole_video(video_hw)), points_xy, on_pixel=perturb.on_pixel(mark), **reading
-  )
-  return marked[0, 0], answers[0], average_all(None), answer
+  answer = read_out(average_all(whole_video(video_hw)), points_xy, on_pixel=on_pixel, **reading)
+  return average_all(None), answer

@@ -1,0 +1,163 @@
+"""Following points through a video: with which earlier frame each later one is compared.
+
+`Tracker.track` calls this; what is asked here is answered by an engine's `ask`, so that it serves
+counterfactual questions and flow networks alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cwm_jax.types import InputError, PointFlow
+
+MODES = ("query", "chain", "anchor")
+
+
+def read_queries(
+  queries_tyx: Any,
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n 2"]]:
+  """Rows of (frame index, y, x) as int [N] frame indices and float32 [N, 2] (x, y).
+
+  Raises:
+    InputError: another shape, or numbers that name no place in a video.
+  """
+  queries = np.asarray(queries_tyx, np.float32)
+  if queries.ndim != 2 or queries.shape[1] != 3:
+    raise InputError(f"queries are rows of (frame, y, x), not an array {list(queries.shape)}")
+  if not np.isfinite(queries).all():
+    raise InputError("a query has a coordinate that is not a finite number")
+  start = queries[:, 0].astype(int)
+  if start.size and (start.min() < 0 or (start != queries[:, 0]).any()):
+    raise InputError("a query's frame index is a whole number from 0 on")
+  return start, np.ascontiguousarray(queries[:, :0:-1])
+
+
+def follow(
+  frames: Iterable[tuple[Any, tuple[int, int]]],
+  start: Int[np.ndarray, " n"],
+  points_xy: Float[np.ndarray, "n 2"],
+  *,
+  mode: str,
+  ask: Callable[..., Any],
+  sure: float = 0.25,
+) -> Iterator[PointFlow]:
+  """Yields where all points are, frame by frame: xy [n, 2], visible [n], confidence [n].
+
+  Before its query's frame a point is invisible and lies where it was asked for. Held are one late
+  frame and those that points are still compared with, so memory does not grow with the video.
+
+  Args:
+    frames: (frame as the engine prepared it, its size as given).
+    start: the frame of each query.
+    points_xy: the queries, pixels of the frames as given.
+    mode: "query": each frame is compared with the query's own, so errors do not add up. "chain":
+      with the frame in which the point was last seen, so little has changed in between, and errors
+      add up. "anchor": with both; the query's own is believed where it is visible and `sure`.
+    ask: (pairs, pair_of, points_xy, size) -> an answer to `fetch`, as an engine has it.
+    sure: confidence from which the mode "anchor" believes the comparison with the query's frame.
+
+  Raises:
+    InputError: an unknown mode, no frames, or a query beyond the last one (when that is known).
+  """
+  if mode not in MODES:
+    raise InputError(f"the mode is {mode!r}; choose one of {', '.join(MODES)}")
+  if not 0 <= sure <= 1:
+    raise InputError(f"a confidence lies between 0 and 1; {sure:g} does not")
+  if mode == "query":
+    columns = _from_query(frames, start, points_xy, ask)
+  else:
+    columns = _from_last_seen(frames, start, points_xy, ask, sure if mode == "anchor" else None)
+  count = 0
+  for column in columns:
+    yield column
+    count += 1
+  if not count:
+    raise InputError("the video has no frames")
+  if start.size and start.max() >= count:
+    raise InputError(
+      f"a query names frame {start.max()}, but the video has {count} frames, from 0 on"
+    )
+
+
+def _from_query(frames, start, points_xy, ask) -> Iterator[PointFlow]:
+  kept, waiting = {}, None
+  wanted = set(start.tolist())
+  for t, (frame, size_hw) in enumerate(frames):
+    if t in wanted:
+      kept[t] = frame
+    active = np.flatnonzero(start < t)
+    pending = _ask(kept, start[active], points_xy[active], frame, size_hw, ask)
+    # One frame late, so that the device has this frame's work while the host waits.
+    if waiting is not None:
+      yield _answered(*waiting)
+    waiting = (_known(start, points_xy, t), active, pending)
+  if waiting is not None:
+    yield _answered(*waiting)
+
+
+def _from_last_seen(frames, start, points_xy, ask, sure) -> Iterator[PointFlow]:
+  seen_at, seen_xy = start.copy(), points_xy.copy()
+  kept = {}
+  for t, (frame, size_hw) in enumerate(frames):
+    active = np.flatnonzero(start < t)
+    column = _known(start, points_xy, t)
+    if active.size:
+      times, places = seen_at[active], seen_xy[active]
+      if sure is not None:
+        times = np.concatenate([times, start[active]])
+        places = np.concatenate([places, points_xy[active]])
+      answer = _ask(kept, times, places, frame, size_hw, ask).fetch()
+      if sure is not None:
+        answer = _believed(answer, len(active), sure)
+      _fill(column, active, answer)
+      found = active[answer.visible]
+      seen_at[found] = t
+      # A destination may lie outside the frame; the next question has to be asked inside.
+      limit = np.array(size_hw[::-1], np.float32)
+      seen_xy[found] = np.clip(answer.xy[answer.visible], 0, limit)
+    kept[t] = frame
+    needed = set(seen_at.tolist()) | (set() if sure is None else set(start.tolist()))
+    kept = {time: held for time, held in kept.items() if time in needed}
+    yield column
+
+
+def _ask(kept, times, points_xy, frame, size_hw, ask):
+  """Starts the work of one frame: each point with the frame of its own time; None for no point."""
+  if not len(times):
+    return None
+  unique, pair_of = np.unique(times, return_inverse=True)
+  return ask([(kept[time], frame) for time in unique.tolist()], pair_of, points_xy, size_hw)
+
+
+def _believed(both: PointFlow, count: int, sure: float) -> PointFlow:
+  """Of answers from the last frame and, after `count` of them, from the query's, one each."""
+  last = PointFlow(*(values[:count] for values in both))
+  query = PointFlow(*(values[count:] for values in both))
+  take = query.visible & (query.confidence >= sure)
+  return PointFlow(
+    np.where(take[:, None], query.xy, last.xy),
+    np.where(take, query.visible, last.visible),
+    np.where(take, query.confidence, last.confidence),
+  )
+
+
+def _known(start, points_xy, t) -> PointFlow:
+  """What is known of frame t before anything is asked: queries lie where they are."""
+  here = start == t
+  return PointFlow(points_xy.copy(), here, here.astype(np.float32))
+
+
+def _answered(column: PointFlow, active: np.ndarray, pending: Any) -> PointFlow:
+  """The column, once the device has answered for its active points."""
+  if pending is not None:
+    _fill(column, active, pending.fetch())
+  return column
+
+
+def _fill(column: PointFlow, active: np.ndarray, answer: PointFlow) -> None:
+  for mine, theirs in zip(column, answer):
+    mine[active] = theirs
