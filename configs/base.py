@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.job = "train"  # train | evaluate | study
+  c.job = "train"  # train | evaluate | label | study
   c.task = "pretrain"  # pretrain | joint: which file of cwm_jax/tasks
   c.seed = 0
   c.total = "1000 steps"  # steps, examples, epochs: how long to train; fixes the schedules
@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
   m.mlp_ratio = 4.0
   m.context = 0  # pixels round each patch of frame 1 that its token sees too
   m.dtype = "float32"  # compute dtype: float32 | bfloat16; parameters stay float32
+  m.attention_dtype = ""  # that of attention; "" is dtype's. Matching needs more than the rest
   m.attention_impl = ""  # "" takes the fastest for the device; einsum | xla | cudnn
   m.remat = "none"  # none | dots | full: what the backward pass recomputes
 
@@ -140,6 +141,8 @@ def get_config() -> ConfigDict:
     dict(weight=0.0, name="", split="train", data_dir="", feature="", gap=1)  # gap in frames
   )
 
+  s.labels = ConfigDict(dict(weight=0.0, paths=""))  # folder that the labelling job wrote
+
   c.mesh = ConfigDict(dict(data=-1, fsdp=1))  # devices an axis; -1 takes what is left
   # (regex on the parameter's path, tactic), first match wins; "fsdp" splits the largest axis that
   # divides, "replicated" splits nothing.
@@ -172,7 +175,7 @@ def get_config() -> ConfigDict:
   e.order = "release"  # release | paper: how masks are averaged
   e.average = "hidden"  # hidden | release: over which masks
   e.masks_seed = 0
-  e.dtype = ""  # "" takes the weights' own
+  e.dtype = e.attention_dtype = ""  # "" takes the weights' own; see Tracker.load
   e.memory_budget = 0.0  # bytes; 0 decides from the device
   e.scenes = 0  # how many scenes of scenes-test-v1
   e.honesty = True  # on scenes, also with frame 2 exchanged between pairs
@@ -184,6 +187,21 @@ def get_config() -> ConfigDict:
   e.overlays = 3  # best and worst tracks drawn on their clips; 0 draws none
   e.flow_pairs = ""  # folder of frame pairs with .flo truth
   e.prediction = 0  # on how many scenes of scenes-test-v1 the weights complete frame 2
+
+  # The labelling job: a tracker's answers about points of pairs from `data`, as shards on disk. How
+  # it asks is in `evaluate`.
+  c.label = b = ConfigDict()
+  b.tracker = "mm4"  # as in evaluate.trackers
+  b.pairs = 4096
+  b.points = 16  # a pair
+  b.image_hw = (128, 128)  # pixels of the pairs as they are asked about and kept
+  b.supersample = 2  # scenes are drawn so many times larger and shrunk
+  b.round_trip = False  # ask from the answer back too, at twice the cost
+  b.shard_pairs = 64  # what a kill may lose of a process's work
+  b.pictures_every = 8  # shards
+  # Filters, which training applies; labelling reports what they keep.
+  b.min_confidence = 0.0
+  b.max_round_trip = 8.0  # pixels
 
   # The study job: every mark x number of masks x data set x seed; learned marks are trained by the
   # sections above.

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,9 +22,7 @@ import numpy as np
 
 from cwm_jax import writers
 from cwm_jax.data import tapvid_pickles
-from cwm_jax.evals import flow, prediction, spread, tapvid_job, tapvid_report, trackers
-from cwm_jax.pretrained import flow_networks, releases, weights
-from cwm_jax.tracker import Tracker
+from cwm_jax.evals import flow, named, prediction, spread, tapvid_job, tapvid_report
 from cwm_jax.types import InputError
 
 RESULTS = "results.json"
@@ -172,11 +169,11 @@ class _Stored:
 def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
   """{data set: how it is evaluated}."""
   jobs = {}
-  named = {_row(name): name for name in settings.trackers}
-  if len(named) < len(settings.trackers):
+  names = {_row(name): name for name in settings.trackers}
+  if len(names) < len(settings.trackers):
     raise InputError("two of evaluate.trackers have one name, by which their results would be kept")
-  rows = tuple(named)
-  built = functools.cache(lambda row: _build_trackers(named[row], settings))
+  rows = tuple(names)
+  built = functools.cache(lambda row: named.build(names[row], settings))
   if settings.scenes:
     # Drawn once for all trackers; 0.4 MB a scene.
     questions = functools.cache(lambda: list(flow.scene_questions(limit=settings.scenes)))
@@ -229,60 +226,3 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
 def _row(name: str) -> str:
   """What a tracker is called in tables and folders: of a weights file, the file's name."""
   return Path(name).stem if name.endswith(".safetensors") else name
-
-
-def _build_trackers(name: str, settings: Any) -> list[Any]:
-  """A tracker by name, one a worker.
-
-  mm<N> is `evaluate.weights` with N masks; a release or a weights file is itself, a predictor with
-  10 masks; others are baselines.
-  """
-  masks = re.fullmatch(r"mm(\d+)", name)
-  if not masks and name in trackers.BASELINES:
-    return [trackers.build(name)]
-  if masks:
-    path = settings.weights or weights.shipped()
-  elif name in releases.names() or name.endswith(".safetensors"):
-    path = releases.locate(name)
-  else:
-    raise InputError(
-      f"there is no tracker {name!r}; choose mm<N>, a weights file, a release ("
-      f"{', '.join(releases.names())}) or a baseline ({', '.join(trackers.BASELINES)})"
-    )
-  path = releases.locate(path)
-  if flow_networks.is_flow_network(weights.read_header(path).config):
-    if masks:
-      raise InputError(
-        f"{name} asks a predictor, and {path} is a flow network; name it in evaluate.trackers"
-      )
-    return spread.one_each(functools.partial(Tracker.load, path, dtype=settings.dtype or None))
-  load = functools.partial(
-    Tracker.load,
-    path,
-    num_masks=int(masks[1]) if masks else 10,
-    mask_ratio=settings.mask_ratio or None,
-    zoom=settings.zoom,
-    mark=_mark(settings.mark),
-    readout=settings.readout,
-    masks_seed=settings.masks_seed,
-    dtype=settings.dtype or None,
-    memory_budget=settings.memory_budget or None,
-    order=settings.order,
-    average=settings.average,
-  )
-  return spread.one_each(load)
-
-
-def _mark(settings: Any) -> dict[str, Any] | str | None:
-  """The description that `perturb.build` takes: the kind's own settings out of the config's.
-
-  A learned mark is described by its file.
-  """
-  own = {"square": ("colour", "size"), "gaussian": ("amplitude", "sigma")}
-  if settings.kind == "learned":
-    if not settings.file:
-      raise InputError("evaluate.mark.kind is 'learned': name its file by evaluate.mark.file")
-    return settings.file
-  if not settings.kind:
-    return None
-  return {"kind": settings.kind, **{key: settings[key] for key in own.get(settings.kind, ())}}

@@ -35,6 +35,11 @@ class Leaving:
   def _hear(self, *_) -> None:
     self._signalled = True
 
+  @property
+  def signalled(self) -> bool:
+    """Whether SIGTERM reached this process; of the others it says nothing."""
+    return self._signalled
+
   def limit(self, *, seconds: float = float("inf"), step: float = float("inf")) -> None:
     """Leave after `seconds` since the context was made, or at `step`."""
     self._seconds, self._last_step = seconds, step

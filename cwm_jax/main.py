@@ -73,6 +73,10 @@ def _work(config, workdir: str) -> None:
     from cwm_jax import evaluate
 
     evaluate.run(config, workdir)
+  elif config.job == "label":
+    from cwm_jax import label
+
+    label.run(config, workdir)
   elif config.job == "study":
     from cwm_jax import study
 
@@ -81,7 +85,7 @@ def _work(config, workdir: str) -> None:
     except train.NonFiniteError as error:
       _fail(str(error), 3)
   else:
-    raise InputError(f"config.job is {config.job!r}; the jobs are: train, evaluate, study")
+    raise InputError(f"config.job is {config.job!r}; the jobs are: train, evaluate, label, study")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -11,6 +11,24 @@ from typing import Any, NamedTuple
 Array = Any  # a numpy or jax array; shapes stand beside each field
 
 
+class PointLabels(NamedTuple):
+  """What a tracker said of some points of frame 1, for training; none of it is truth.
+
+  points_xy:  float32 [..., N, 2], continuous pixels of frame 1.
+  flow_xy:    float32 [..., N, 2], pixels, to where the tracker found them in frame 2.
+  confidence: float32 [..., N] in [0, 1], the tracker's own.
+  visible:    bool [..., N], whether the tracker took them for visible in frame 2.
+  round_trip: float32 [..., N], how far from itself a point lands, asked forward and then back;
+              pixels; infinite where the answer left the frame, 0 where that was not asked.
+  """
+
+  points_xy: Array
+  flow_xy: Array
+  confidence: Array
+  visible: Array
+  round_trip: Array
+
+
 class FramePair(NamedTuple):
   """A batch of frame pairs, with the truth where it is known.
 
@@ -18,12 +36,14 @@ class FramePair(NamedTuple):
   flow_xy:  float32 [B, H, W, 2], pixels, (dx, dy) from frame 1 to frame 2, or None.
   visible:  bool [B, H, W], True where the frame-1 pixel can be seen in frame 2, or None.
   segments: int32 [B, H, W], index of the layer seen at each frame-1 pixel (0: background), or None.
+  labels:   `PointLabels` with a leading axis B, or None.
   """
 
   frames: Array
   flow_xy: Array | None = None
   visible: Array | None = None
   segments: Array | None = None
+  labels: PointLabels | None = None
 
 
 class Prediction(NamedTuple):

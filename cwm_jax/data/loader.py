@@ -23,6 +23,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from cwm_jax.data.labels import LabelsSource
 from cwm_jax.data.sources import (
   ENDLESS,
   FrameFolderSource,
@@ -171,7 +172,7 @@ def make_loader(
 
   Returns:
     A loader of batches of batch_size / process_count examples: "index" int64 [b], and either
-    "scene/<name>" [b, ...] or "frames" uint8 [b, 2, H, W, 3].
+    "scene/<name>" [b, ...] or "frames" uint8 [b, 2, H, W, 3], of labels with "labels/<name>".
 
   Raises:
     InputError: no source has a weight, a weight is negative, a source cannot be opened, or the
@@ -270,7 +271,10 @@ def _openers(
     options = {name: c[name] for name in ("split", "data_dir", "feature", "gap")}
     return TfdsSource(c["name"], **options, **pairs)
 
-  return dict(scenes=scenes, video=video, frames=frames, tfds=tfds)
+  def labels(c: Settings) -> Source:
+    return LabelsSource(_named(c, "labels"), image_hw=tuple(image_hw))
+
+  return dict(scenes=scenes, video=video, frames=frames, tfds=tfds, labels=labels)
 
 
 def _named(source: Settings, name: str) -> str:

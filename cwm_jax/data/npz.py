@@ -16,12 +16,15 @@ from cwm_jax.types import InputError
 MAX_BYTES = 1 << 28  # of all arrays asked for together, unpacked
 
 
-def load_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, np.ndarray]:
+def load_arrays(
+  path: str | os.PathLike[str] | io.BytesIO, names: Sequence[str], *, where: str = ""
+) -> dict[str, np.ndarray]:
   """Reads some arrays of a `.npz` file. Never unpickles.
 
   Args:
-    path: the file.
+    path: the file, or its bytes.
     names: the arrays to read; others are left alone.
+    where: what errors call it; "" takes the path.
 
   Returns:
     name -> array.
@@ -30,7 +33,7 @@ def load_arrays(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str,
     InputError: no such file, damaged, without one of the arrays, arrays of objects, or more than
       `MAX_BYTES` of them.
   """
-  where = shown(path)
+  where = where or shown(path)
   try:
     with zipfile.ZipFile(path) as archive:
       members = {name: archive.getinfo(f"{name}.npy") for name in names}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cwm_jax import geometry
-from cwm_jax.types import FramePair, Tracks
+from cwm_jax.types import FramePair, PointLabels, Tracks
 
 # Bending shrinks by half a round at worst: 20 rounds leave a millionth of it.
 _INVERSION_ROUNDS = 20
@@ -224,6 +224,26 @@ def render(
     return FramePair(frames, flow, visible[:, -1].reshape(h, w), layer.reshape(h, w))
 
   return jax.vmap(pair)(scenes)
+
+
+def render_batch(
+  batch: dict, *, size_hw: tuple[int, int], texture_size: int = 0, truth: bool = False
+) -> FramePair:
+  """A loader's batch, on the device, as pairs; to be jitted.
+
+  Args:
+    batch: "scene/<name>" or "frames" uint8 [B, 2, H, W, 3], and maybe "labels/<name>" beside them.
+    size_hw: to draw scenes at; frames already have their size.
+    texture_size: as in `render`; 0 takes the shorter side.
+    truth: as in `render`; of frames none is known.
+  """
+  if "frames" in batch:
+    frames = batch["frames"].astype(jnp.float32) / 255
+    labels = {n.removeprefix("labels/"): v for n, v in batch.items() if n.startswith("labels/")}
+    return FramePair(frames, labels=PointLabels(**labels) if labels else None)
+  scenes = {n.removeprefix("scene/"): v for n, v in batch.items() if n.startswith("scene/")}
+  texels = texture_size or min(size_hw)
+  return render(scenes, size_hw=size_hw, texture_size=texels, truth=truth)
 
 
 @partial(jax.jit, static_argnames=("size_hw", "texture_size"))

@@ -1,0 +1,29 @@
+"""Labels for a student: the shipped predictor asked about points of rendered scenes.
+
+python -m cwm_jax.main --config configs/label.py --workdir runs/labels
+cwm-jax label --out runs/labels                                          # the same
+
+Pairs of scenes like those of scenes-test-v1, other seeds, drawn at 256 and shrunk to 128 as
+the student sees them; 16 points each. No truth is read. With 4 masks a pair costs 68 passes of the
+predictor instead of the 170 of MM-10: more, coarser labels. `:runlocal` is a minute's trial; for
+video, set data.sources.scenes.weight=0 and data.sources.video, see configs/base.py.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from cwm_jax.configs import base
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  if arg not in ("", "runlocal"):
+    raise ValueError(f"label takes runlocal, not {arg!r}")
+  c = base.get_config()
+  c.job = "label"
+  c.data.batch_size = 8
+  c.data.sources.scenes.update(first_seed=700_000_000, curriculum=((0, "scenes-test-v1"),))
+  if arg == "runlocal":
+    c.label.update(pairs=8, shard_pairs=4, image_hw=(64, 64), supersample=1, tracker="mm1")
+    c.data.batch_size = 4
+  return c

@@ -1,0 +1,99 @@
+"""Labels of points in ArrayRecord shards: what the labelling job writes and training reads.
+
+A shard `labels-00003-of-00050.arrayrecord` holds the pairs of one stretch of a source, one record
+a pair; it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cwm_jax.data import npz
+from cwm_jax.types import InputError
+
+# Of each record, without the axis of pairs: see `types.PointLabels`; pair is uint8 [2, H, W, 3] and
+# index int64 [], the pair's place in what was labelled.
+FIELDS = ("index", "pair", "points_xy", "flow_xy", "confidence", "visible", "round_trip")
+_NAME = re.compile(r"labels-(\d+)-of-(\d+)\.arrayrecord")
+
+
+def shard_name(number: int, count: int) -> str:
+  """The file name of shard `number` of `count`."""
+  return f"labels-{number:05d}-of-{count:05d}.arrayrecord"
+
+
+def find_shards(folder: str | os.PathLike[str]) -> list[Path]:
+  """The shards in a folder, by number.
+
+  Raises:
+    InputError: there are none, or they are not of one job.
+  """
+  found = {path: _NAME.fullmatch(path.name) for path in sorted(Path(folder).glob("*.arrayrecord"))}
+  shards = {path: match for path, match in found.items() if match}
+  if not shards:
+    raise InputError(f"{folder} holds no labels; make some with: cwm-jax label --out {folder}")
+  if len({match[2] for match in shards.values()}) > 1:
+    raise InputError(f"{folder} holds labels of more than one job")
+  return list(shards)
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+  """One record, with the arrays of `FIELDS`, as the bytes of an `.npz` file."""
+  stream = io.BytesIO()
+  np.savez(stream, **{name: np.asarray(record[name]) for name in FIELDS})
+  return stream.getvalue()
+
+
+def decode(data: bytes, *, where: str = "a record of labels") -> dict[str, np.ndarray]:
+  """The arrays of a record.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  return npz.load_arrays(io.BytesIO(data), FIELDS, where=where)
+
+
+class LabelsSource:
+  """The labelled pairs of a folder; see `sources.Source`.
+
+  Examples hold "frames" uint8 [2, H, W, 3] and "labels/<name>" of the other fields.
+
+  Args:
+    folder: with shards of the labelling job; those that are there are read, all or not.
+    image_hw: pixels that the pairs must have.
+
+  Raises:
+    InputError: no shards, or pairs of another size.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], *, image_hw: tuple[int, int]):
+    from grain.python import ArrayRecordDataSource
+
+    paths = find_shards(folder)
+    self._folder = str(folder)
+    self._records = ArrayRecordDataSource([os.fspath(path) for path in paths])
+    self.items = len(self._records)
+    size_hw = tuple(self._read(0)["pair"].shape[1:3])
+    if size_hw != tuple(image_hw):
+      raise InputError(
+        f"the labelled pairs in {folder} have {size_hw[0]} x {size_hw[1]} pixels, and those asked "
+        f"for {image_hw[0]} x {image_hw[1]}"
+      )
+
+  def example(self, position: int, item: int) -> dict[str, np.ndarray | np.generic]:
+    """As `sources.Source.example`."""
+    record = self._read(item)
+    frames = record.pop("pair")
+    del record["index"]
+    labels = {f"labels/{name}": values for name, values in record.items()}
+    return {"index": np.int64(position), "skipped": np.int32(0), "frames": frames, **labels}
+
+  def _read(self, item: int) -> dict[str, np.ndarray]:
+    return decode(self._records[item], where=f"record {item} of {self._folder}")

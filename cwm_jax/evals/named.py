@@ -1,0 +1,77 @@
+"""Trackers by the names that configs give them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+from cwm_jax.evals import spread, trackers
+from cwm_jax.pretrained import flow_networks, releases, weights
+from cwm_jax.tracker import Tracker
+from cwm_jax.types import InputError
+
+
+def build(name: str, settings: Any) -> list[Any]:
+  """A tracker by name, one a worker (see `spread.one_each`).
+
+  mm<N> is `evaluate.weights` with N masks; a release or a weights file is itself, a predictor with
+  10 masks; others are baselines.
+
+  Args:
+    name: of the tracker.
+    settings: a config's `evaluate` section.
+
+  Raises:
+    InputError: no such tracker, or one that cannot be had.
+  """
+  masks = re.fullmatch(r"mm(\d+)", name)
+  if not masks and name in trackers.BASELINES:
+    return [trackers.build(name)]
+  if masks:
+    path = settings.weights or weights.shipped()
+  elif name in releases.names() or name.endswith(".safetensors"):
+    path = releases.locate(name)
+  else:
+    raise InputError(
+      f"there is no tracker {name!r}; choose mm<N>, a weights file, a release ("
+      f"{', '.join(releases.names())}) or a baseline ({', '.join(trackers.BASELINES)})"
+    )
+  path = releases.locate(path)
+  if flow_networks.is_flow_network(weights.read_header(path).config):
+    if masks:
+      raise InputError(
+        f"{name} asks a predictor, and {path} is a flow network; name it in evaluate.trackers"
+      )
+    return spread.one_each(functools.partial(Tracker.load, path, dtype=settings.dtype or None))
+  load = functools.partial(
+    Tracker.load,
+    path,
+    num_masks=int(masks[1]) if masks else 10,
+    mask_ratio=settings.mask_ratio or None,
+    zoom=settings.zoom,
+    mark=_mark(settings.mark),
+    readout=settings.readout,
+    masks_seed=settings.masks_seed,
+    dtype=settings.dtype or None,
+    attention_dtype=settings.attention_dtype or None,
+    memory_budget=settings.memory_budget or None,
+    order=settings.order,
+    average=settings.average,
+  )
+  return spread.one_each(load)
+
+
+def _mark(settings: Any) -> dict[str, Any] | str | None:
+  """The description that `perturb.build` takes: the kind's own settings out of the config's.
+
+  A learned mark is described by its file.
+  """
+  own = {"square": ("colour", "size"), "gaussian": ("amplitude", "sigma")}
+  if settings.kind == "learned":
+    if not settings.file:
+      raise InputError("evaluate.mark.kind is 'learned': name its file by evaluate.mark.file")
+    return settings.file
+  if not settings.kind:
+    return None
+  return {"kind": settings.kind, **{key: settings[key] for key in own.get(settings.kind, ())}}

@@ -1,0 +1,335 @@
+"""The labelling job: a tracker is asked about points of many pairs, and its answers are kept.
+
+A shard is one stretch of the source's pairs. It appears in the workdir whole, under its last name,
+or not at all, so that a job that was killed goes on with the shards that are missing: no pair is
+lost and none is there twice. Processes take every n-th shard.
+
+The workdir holds the shards, with each one's numbers beside it as JSON; manifest.json; metrics, and
+pictures of samples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cwm_jax import geometry, leaving, viz, writers
+from cwm_jax.data import labels, loader, rendering
+from cwm_jax.evals import named, spread
+from cwm_jax.types import InputError
+
+MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
+
+_PICTURED = 4  # pairs of a shard that are drawn
+_SHOWN = 256  # pixels a side that they are enlarged to, at least
+# Numbers of a shard that are means over its points or pairs.
+_MEANS = ("confidence", "moved_px", "visible", "sure", "consistent", "kept")
+
+Record = dict[str, Any]
+
+
+def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+  """Labels `config.label.pairs` pairs of the sources of `config.data`, where that is not yet done.
+
+  Args:
+    config: see `configs/base.py`, sections `label`, `evaluate` (how the tracker asks) and `data`,
+      whose batch is what the tracker is handed at a time.
+    workdir: for shards, manifest, metrics and pictures.
+
+  Returns:
+    The manifest: settings, shards and numbers over all points; with `complete` False where SIGTERM
+    came before the end.
+
+  Raises:
+    InputError: settings, sources or a tracker that cannot be, or a workdir of another job.
+  """
+  workdir = Path(workdir).absolute()
+  job = _Job(config, workdir)
+  with leaving.Leaving() as leave:
+    job.work(leave)
+  if jax.process_count() > 1:
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("labels are written")
+  manifest = _manifest(workdir, job.settings, job.shards)
+  if jax.process_index() == 0:
+    _write_json(workdir / MANIFEST, manifest)
+  return manifest
+
+
+class _Job:
+  """What stays the same from shard to shard."""
+
+  def __init__(self, config: Any, workdir: Path):
+    label = config.label
+    self._config, self._label, self._workdir = config, label, workdir
+    self.settings = _settings(config)
+    if min(label.pairs, label.points, label.shard_pairs) < 1:
+      raise InputError("label.pairs, label.points and label.shard_pairs are 1 or more")
+    if label.shard_pairs % config.data.batch_size:
+      raise InputError(
+        f"label.shard_pairs is {label.shard_pairs}, which is no multiple of data.batch_size, "
+        f"{config.data.batch_size}"
+      )
+    self.shards = -(-label.pairs // label.shard_pairs)
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise InputError(f"{workdir} cannot be written: {error.strerror}") from None
+    _check_settings(workdir / MANIFEST, self.settings)
+    if jax.process_index() == 0:
+      _write_json(workdir / MANIFEST, _manifest(workdir, self.settings, self.shards))
+
+  def work(self, leave: leaving.Leaving) -> None:
+    """Makes this process's missing shards."""
+    mine = list(spread.my_share(self.shards))
+    missing = [n for n in mine if not (self._workdir / labels.shard_name(n, self.shards)).exists()]
+    log.info("%d of this process's %d shards are missing", len(missing), len(mine))
+    if not missing:
+      return
+    workers = named.build(self._label.tracker, self._config.evaluate)
+    render = _make_render(self._config)
+    # Random access: every process can read every batch.
+    data = loader.make_loader(
+      self._config.data, image_hw=tuple(self._label.image_hw), seed=self._config.seed
+    )
+    writer = writers.create(self._workdir, just_logging=jax.process_index() > 0)
+    began, done = time.monotonic(), 0
+    to_do = sum(len(self._stretch(number)) for number in missing)
+    try:
+      for count, number in enumerate(missing):
+        records = self._label_shard(number, data, render, workers, leave)
+        if records is None:
+          log.info("left by SIGTERM; the same command goes on")
+          return
+        done += len(records)
+        rate = done / (time.monotonic() - began)
+        numbers = _numbers(records, self._label) | {"pairs_per_second": rate}
+        # The numbers first: a shard that is there has them beside it.
+        path = self._workdir / labels.shard_name(number, self.shards)
+        _write_json(path.with_suffix(".json"), numbers)
+        _write_shard(path, records)
+        log.info(
+          "shard %d/%d  %.2f pairs/s  eta %s  kept %.0f%% (sure %.0f%%, consistent %.0f%%)",
+          *(number + 1, self.shards, rate, _clock((to_do - done) / rate)),
+          *(100 * numbers[name] for name in ("kept", "sure", "consistent")),
+        )
+        skipped = {"skipped_items": data.skipped()}
+        writer.write_scalars(number + 1, {k: float(v) for k, v in numbers.items()} | skipped)
+        if jax.process_index() == 0:
+          _write_json(
+            self._workdir / MANIFEST, _manifest(self._workdir, self.settings, self.shards)
+          )
+          if count % max(1, self._label.pictures_every) == 0:
+            sheets = np.stack([_picture(record, self._label) for record in records[:_PICTURED]])
+            writers.write_pictures(writer, self._workdir, number + 1, {"labels": sheets})
+        writer.flush()
+    finally:
+      writer.close()
+      data.close()
+
+  def _stretch(self, number: int) -> range:
+    """The places in the source of a shard's pairs."""
+    size = self._label.shard_pairs
+    return range(number * size, min((number + 1) * size, self._label.pairs))
+
+  def _label_shard(
+    self, number: int, data: Any, render: Any, workers: list[Any], leave: leaving.Leaving
+  ) -> list[Record] | None:
+    """The records of a shard, or None where it is time to leave."""
+    stretch, size = self._stretch(number), self._config.data.batch_size
+    first = stretch.start // size
+    if data.get_state()["next_batch"] != first:
+      data.set_state({"next_batch": first, "skipped": data.skipped()})
+    counts = [min(size, stretch.stop - start) for start in stretch[::size]]
+    pairs = [np.asarray(render(_on_device(next(data))))[:count] for count in counts]
+
+    def ask(worker: Any, batch: int) -> list[Record] | None:
+      # One signal reaches one process: shards are its own, so it may leave without the others.
+      if leave.signalled:
+        return None
+      start = stretch.start + batch * size
+      return list(_ask(worker, pairs[batch], start, self._label, self._config.seed))
+
+    found = dict(spread.work_through(ask, range(len(pairs)), workers))
+    if leave.signalled:
+      return None
+    return [record for batch in range(len(pairs)) for record in found[batch]]
+
+
+def _ask(tracker: Any, pairs: np.ndarray, start: int, label: Any, seed: int) -> Iterator[Record]:
+  """A tracker's answers about drawn points of some pairs, uint8 [P, 2, H, W, 3]."""
+  h, w = size_hw = pairs.shape[2:4]
+  points = np.stack(
+    [draw_points(np.random.default_rng([seed, start + i]), label.points, size_hw)
+     for i in range(len(pairs))]
+  )  # fmt: skip
+  there = tracker.pairs(pairs, points)
+  away = np.zeros(points.shape[:2], np.float32)
+  if label.round_trip:
+    inside = ((there.xy >= 0) & (there.xy <= (w, h))).all(axis=-1)
+    back = tracker.pairs(pairs[:, ::-1], np.clip(there.xy, 0, (w, h)))
+    away = np.where(inside, np.linalg.norm(back.xy - points, axis=-1), np.inf)
+  for i in range(len(pairs)):
+    yield dict(
+      index=np.int64(start + i),
+      pair=pairs[i],
+      points_xy=points[i],
+      flow_xy=(there.xy[i] - points[i]).astype(np.float32),
+      confidence=there.confidence[i].astype(np.float32),
+      visible=there.visible[i],
+      round_trip=away[i].astype(np.float32),
+    )
+
+
+def draw_points(random: np.random.Generator, count: int, size_hw: tuple[int, int]) -> np.ndarray:
+  """Pixel centres float32 [count, 2], (x, y), each in a cell of its own of a square grid."""
+  side = int(np.ceil(np.sqrt(count)))
+  cells = random.permutation(side * side)[:count]
+  within = random.random((count, 2))
+  share_xy = (np.stack([cells % side, cells // side], axis=-1) + within) / side
+  return (np.floor(share_xy * size_hw[::-1]) + 0.5).astype(np.float32)
+
+
+def kept(record: Record, label: Any) -> dict[str, np.ndarray]:
+  """Which points pass the filters of `config.label`: {filter: bool [N]}, all of them as "kept"."""
+  passed = {
+    "visible": np.asarray(record["visible"]),
+    "sure": record["confidence"] >= label.min_confidence,
+    "consistent": record["round_trip"] <= label.max_round_trip,
+  }
+  return passed | {"kept": np.logical_and.reduce(list(passed.values()))}
+
+
+def _numbers(records: list[Record], label: Any) -> dict[str, float]:
+  """Means over a shard, and how many pairs and points it has."""
+  rows = [
+    {
+      "confidence": record["confidence"].mean(),
+      "moved_px": np.linalg.norm(record["flow_xy"], axis=-1).mean(),
+      **{name: passed.mean() for name, passed in kept(record, label).items()},
+    }
+    for record in records
+  ]
+  means = {name: float(np.mean([row[name] for row in rows])) for name in _MEANS}
+  return means | {"pairs": len(records), "points": sum(len(r["points_xy"]) for r in records)}
+
+
+def _make_render(config: Any) -> Any:
+  """A jitted function from a batch to pairs uint8 [B, 2, H, W, 3]."""
+  h, w = config.label.image_hw
+  factor, texels = config.label.supersample, config.data.sources.scenes.texture_size
+  if factor < 1:
+    raise InputError(f"label.supersample is {factor}; it is 1 or more")
+
+  @jax.jit
+  def render(batch):
+    large_hw = (h * factor, w * factor)
+    frames = rendering.render_batch(batch, size_hw=large_hw, texture_size=texels).frames
+    small = geometry.resize(frames, (h, w), antialias=True)
+    return jnp.round(small * 255).astype(jnp.uint8)
+
+  return render
+
+
+def _on_device(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """What the renderer reads of a batch."""
+  return {k: v for k, v in batch.items() if k == "frames" or k.startswith("scene/")}
+
+
+def _write_shard(path: Path, records: list[Record]) -> None:
+  """Writes a shard whole: under another name first, which a kill leaves for the next run."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+
+  partial = path.with_suffix(".partial")
+  writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+  for record in records:
+    writer.write(labels.encode(record))
+  writer.close()
+  with open(partial, "rb") as file:
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+  """What decides the labels, JSON-ready."""
+  whole = json.loads(json.dumps(config.to_dict()))
+  for key in ("num_workers", "prefetch"):
+    del whole["data"][key]
+  del whole["label"]["pictures_every"]
+  return {key: whole[key] for key in ("label", "data", "evaluate", "seed")}
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+  if not path.is_file():
+    return
+  try:
+    stored = json.loads(path.read_text())["settings"]
+  except (ValueError, KeyError, TypeError):
+    raise InputError(f"{path} is damaged; delete it or take another workdir") from None
+  if stored != settings:
+    changed = [
+      f"{section}.{key}"
+      for section in ("label", "data", "evaluate")
+      for key, value in settings[section].items()
+      if stored.get(section, {}).get(key) != value
+    ]
+    told = ", ".join(changed) or "seed"
+    raise InputError(f"{path} is of a job with other settings ({told}); take another workdir")
+
+
+def _manifest(workdir: Path, settings: dict[str, Any], shards: int) -> dict[str, Any]:
+  """What is there: settings, {shard: its numbers}, and the same over all points."""
+  found = {}
+  for number in range(shards):
+    path = workdir / labels.shard_name(number, shards)
+    if path.exists():
+      found[path.name] = json.loads(path.with_suffix(".json").read_text())
+  points = [numbers["points"] for numbers in found.values()]
+  overall = {
+    name: float(np.average([n[name] for n in found.values()], weights=points)) if found else None
+    for name in _MEANS
+  }
+  return {
+    "complete": len(found) == shards,
+    "fields": labels.FIELDS,
+    "pairs": sum(numbers["pairs"] for numbers in found.values()),
+    "points": sum(points),
+    "overall": overall,
+    "shards": found,
+    "settings": settings,
+  }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+  partial.write_text(json.dumps(content, indent=1) + "\n")
+  os.replace(partial, path)
+
+
+def _picture(record: Record, label: Any) -> np.ndarray:
+  """[h, 2 w, 3]: frame 1 with the points, frame 2 with the answers, hollow where filtered out."""
+  h, w = record["pair"].shape[1:3]
+  scale = -(-_SHOWN // min(h, w))
+  first, second = (viz.resized(frame, (h * scale, w * scale)) for frame in record["pair"])
+  points, passed = record["points_xy"] * scale, kept(record, label)["kept"]
+  there = points + record["flow_xy"] * scale
+  drawn = [
+    viz.draw_points(first, points, visible=passed),
+    viz.draw_points(second, there, visible=passed, from_xy=points),
+  ]
+  return np.concatenate(drawn, axis=1) / np.float32(255)
+
+
+def _clock(seconds: float) -> str:
+  return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
