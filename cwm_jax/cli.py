@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   cwm-jax track clip.mp4 --grid 8              64 points of the first frame
   cwm-jax track frames/ --points points.csv    your own points; header t,y,x
   cwm-jax flow a.png b.png --stride 4          dense flow: .flo and a picture
+  cwm-jax view clip.mp4                        click a point, see how the answer comes about
   cwm-jax info                                 what the shipped weights are
   cwm-jax convert WORKDIR model.safetensors    a training run's weights as one file
   cwm-jax convert opt-cwm-512 o.safetensors    a public release, fetched and converted
@@ -102,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     "overlay.mp4, flow.png, heatmaps.png, explanation.png and tracks.npz.",
   )
   demo.add_argument("video", nargs="?", metavar="VIDEO", help=_CLIP)
-  _add_reading(demo, out="demo")
+  _add_reading(demo)
+  _add_out(demo, "demo")
   demo.set_defaults(run="cwm_jax.demo:run")
 
   track = _command(
@@ -119,7 +121,8 @@ def _parser() -> argparse.ArgumentParser:
   )
   points.add_argument("--points", metavar="FILE", help="CSV with the header t,y,x")
   track.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no video")
-  _add_reading(track, out="tracks")
+  _add_reading(track)
+  _add_out(track, "tracks")
   track.set_defaults(run="cwm_jax.commands:track")
 
   flow = _command(
@@ -137,8 +140,33 @@ def _parser() -> argparse.ArgumentParser:
     "--stride", type=_positive, default=8, metavar="N", help="pixels between read-outs (default: 8)"
   )
   where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
-  _add_reading(flow, out="flow")
+  _add_reading(flow)
+  _add_out(flow, "flow")
   flow.set_defaults(run="cwm_jax.commands:flow")
+
+  view = _command(
+    commands,
+    "view",
+    "click a point and see how its track comes about",
+    "Serves one page on this machine (127.0.0.1 only): scrub, click a point, and see the mark, the "
+    "predictions with and without it, each mask's response, their mean, and the track. Without "
+    "VIDEO it shows a rendered clip whose truth is known. Nothing leaves the machine.",
+  )
+  view.add_argument("video", nargs="?", metavar="VIDEO", help=_CLIP)
+  view.add_argument(
+    "--start", type=_count, default=0, metavar="T", help="first frame to show (default: 0)"
+  )
+  view.add_argument(
+    "--frames", type=_positive, default=240, metavar="N", help="frames to show (default: 240)"
+  )
+  view.add_argument(
+    "--port", type=_port, metavar="N", help="default: 8765, or any free one where that is taken"
+  )
+  view.add_argument(
+    "--browser", action="store_true", help="open the page in this machine's browser"
+  )
+  _add_reading(view)
+  view.set_defaults(run="cwm_jax.viewer.command:run")
 
   info = _command(
     commands, "info", "what a weights file holds", "Prints config, scores, names and shapes."
@@ -191,7 +219,7 @@ def _command(commands, name: str, summary: str, description: str) -> argparse.Ar
   return commands.add_parser(name, help=summary, description=description)
 
 
-def _add_reading(parser: argparse.ArgumentParser, *, out: str) -> None:
+def _add_reading(parser: argparse.ArgumentParser) -> None:
   """Adds the options of every command that reads motion."""
   parser.add_argument(
     "--weights",
@@ -212,6 +240,9 @@ def _add_reading(parser: argparse.ArgumentParser, *, out: str) -> None:
     help="how the response is read; window goes below a pixel (default: window)",
   )
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
+
+
+def _add_out(parser: argparse.ArgumentParser, out: str) -> None:
   parser.add_argument(
     "--out", default=out, metavar="DIR", help=f"folder for what is written (default: {out})"
   )
@@ -227,6 +258,18 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _positive(text: str) -> int:
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+  return int(text)
+
+
+def _count(text: str) -> int:
+  if not text.isdecimal():
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+  return int(text)
+
+
+def _port(text: str) -> int:
+  if not text.isdecimal() or not 1 <= int(text) < 2**16:
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
   return int(text)
 
 

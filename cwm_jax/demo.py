@@ -22,7 +22,7 @@ _PICTURE = 300  # side of a picture on a page, pixels
 _FRAMES = 24
 _SIZE_HW = (256, 256)
 _SCENE = 14  # seed of the rendered clip
-_FPS = 12.0
+FPS = 12.0
 _RED_SQUARE = {"kind": "square", "colour": [255, 0, 0]}
 
 
@@ -94,11 +94,19 @@ def run(
   commands.report(facts, commands.written(files), as_json=as_json)
 
 
-def _rendered() -> _Clip:
+def rendered_scene() -> tuple[dict, np.ndarray]:
+  """The parameters of the demo's scene, and its frames, uint8 [T, H, W, 3]."""
   from cwm_jax.data import procedural, rendering
 
   scene = procedural.draw_scene(_SCENE, procedural.PRESETS["demo"], num_frames=_FRAMES)
   frames = rendering.render_video(scene, size_hw=_SIZE_HW, texture_size=max(_SIZE_HW))
+  return scene, np.round(np.asarray(frames) * 255).astype(np.uint8)
+
+
+def _rendered() -> _Clip:
+  from cwm_jax.data import rendering
+
+  scene, frames = rendered_scene()
   points_xy = inputs.grid_points_xy(_GRID, _SIZE_HW)
   truth = rendering.trace(scene, 0, points_xy, size_hw=_SIZE_HW)
   later = _FRAMES // 3
@@ -109,8 +117,8 @@ def _rendered() -> _Clip:
   flow = np.asarray(rendering.trace(pair, 0, pixels, size_hw=_SIZE_HW).xy)[:, 1] - pixels
   return _Clip(
     name=f"rendered clip, seed {_SCENE}",
-    fps=_FPS,
-    frames=np.round(np.asarray(frames) * 255).astype(np.uint8),
+    fps=FPS,
+    frames=frames,
     truth=Tracks(*(np.asarray(values) for values in truth)),
     flow_xy=flow.reshape(*_SIZE_HW, 2),
     later=later,

@@ -21,6 +21,7 @@ RANKS = {
   "evals": 4,
   **dict.fromkeys(["train", "evaluate", "label"], 5),
   **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),
+  "viewer": 6,
 }
 # Rooms of more than one file outside a folder: the tracker's two kinds and how they follow.
 SAME_ROOM = {"tracker", "flow_tracker", "tracking"}

@@ -37,13 +37,15 @@ def test_the_wheel_carries_every_module_and_config(wheel_names):
   assert (modules | configs) <= wheel_names
 
 
-def test_the_wheel_carries_the_weights_their_cards_and_the_test_sets_seeds(wheel_names):
+def test_the_wheel_carries_the_weights_their_cards_the_test_sets_seeds_and_the_viewers_page(
+  wheel_names,
+):
   data = {
     path.relative_to(ROOT).as_posix()
-    for pattern in ("weights/*.safetensors", "weights/*.md", "data/*.txt")
+    for pattern in ("weights/*.safetensors", "weights/*.md", "data/*.txt", "viewer/*.html")
     for path in (ROOT / "cwm_jax").glob(pattern)
   }
-  assert "cwm_jax/data/scenes_test_v1.txt" in data
+  assert {"cwm_jax/data/scenes_test_v1.txt", "cwm_jax/viewer/page.html"} <= data
   assert data <= wheel_names
 
 
