@@ -91,6 +91,7 @@ def get_config() -> ConfigDict:
   w.correlation = "auto"  # all_pairs | on_demand (less memory, slower) | auto: by the frames' size
   w.padding = "split"  # to multiples of 8: split between both sides | bottom: rows only below
   w.scale = 0  # the network sees frames 2^scale times their size
+  w.image_hw = ()  # or at this size, whatever theirs
   w.remat = False  # recompute each iteration in the backward pass
   w.dtype = "float32"
 

@@ -84,9 +84,8 @@ def _from_workdir(source: str, out: str, dtype: str) -> tuple[dict[str, Any], li
     params, config = checkpoint.load_params(source)
   if config.get("task") == "joint":
     return _learned_mark(params, config, out, dtype)
-  # How attention was computed there says nothing about the machine that will read the file.
   if isinstance(config.get("model"), dict):
-    config["model"]["attention_impl"] = ""
+    config["model"] = weights_file.elsewhere(config["model"])
   weights_file.check_fit(params, config, where=f"workdir {source}")
   weights_file.save(out, params, config, dtype=dtype)
   return {"parameters": _count(weights_file.flatten(params))}, []

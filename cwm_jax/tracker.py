@@ -150,7 +150,7 @@ class Tracker:
         path is a learned mark's file, for this predictor or the same for smaller images.
       dtype: compute dtype, "float32" or "bfloat16"; None takes the file's.
       attention_dtype: that of attention; None takes the file's, whatever `dtype` is. Without
-        float32 there, many destinations of the weights in the package move by pixels.
+        float32 there, one in fourteen destinations of the weights in the package moves.
       num_masks, zoom, readout, masks_seed, memory_budget, **settings: see the constructor.
 
     Raises:

@@ -23,12 +23,13 @@ def main() -> int:
   parser.add_argument("--points", type=int, default=500)
   parser.add_argument("--masks", type=int, default=10)
   parser.add_argument("--readout", default="window", choices=["argmax", "soft", "window"])
+  parser.add_argument("--attention-dtype", default="float32", choices=["float32", "bfloat16"])
   options = parser.parse_args()
   if options.points < 1:
     parser.error("points are 1 or more")
   trackers = [
-    Tracker.load(num_masks=options.masks, readout=options.readout, dtype=dtype)
-    for dtype in ("float32", "bfloat16")
+    Tracker.load(num_masks=options.masks, readout=options.readout, **dtypes)
+    for dtypes in ({}, dict(dtype="bfloat16", attention_dtype=options.attention_dtype))
   ]
   found = []
   for batch in scenes.scenes_test_v1(limit=-(-options.points // scenes.POINTS)):

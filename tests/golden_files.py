@@ -81,6 +81,7 @@ def predictor(section: dict[str, Any], *, scale: int = 1, patch: int = 8) -> Any
       context=0,
       dtype="float32",
       attention_impl="",
+      attention_dtype="",
       remat="none",
     )
   )

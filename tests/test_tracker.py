@@ -341,3 +341,14 @@ def test_weights_from_a_machine_with_cudnn_are_used_on_one_without(weights_file)
   expected = Tracker.load(weights_file(), num_masks=2).flow(*video, points)
   found = Tracker.load(weights_file(attention_impl="cudnn"), num_masks=2).flow(*video, points)
   np.testing.assert_array_equal(found.xy, expected.xy)
+
+
+def test_attention_keeps_its_dtype_when_the_rest_computes_in_bfloat16(weights_file, monkeypatch):
+  from cwm_jax import models
+
+  path, asked, build = weights_file(), [], models.build
+  monkeypatch.setattr(models, "build", lambda model: asked.append(model) or build(model))
+  for settings in ({}, dict(dtype="bfloat16"), dict(dtype="bfloat16", attention_dtype="bfloat16")):
+    Tracker.load(path, **settings)
+  built = [(m["dtype"], m["attention_dtype"]) for m in asked if m["dtype"] == "bfloat16"]
+  assert built == [("bfloat16", "float32"), ("bfloat16", "bfloat16")]

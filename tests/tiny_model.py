@@ -24,6 +24,7 @@ def config(**changes: Any) -> dict[str, Any]:
       context=2,
       dtype="float32",
       attention_impl="",
+      attention_dtype="",
       remat="none",
     )
     | changes

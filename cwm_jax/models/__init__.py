@@ -27,7 +27,22 @@ def build(model: Any):
   # Rotary positions belong to no grid, and weights files that have them need not name one.
   if model["positions"] != "rotary" and model["positions_hw"]:
     grid_hw = tuple(model["positions_hw"])
+  if model["attention_dtype"]:
+    named["attention_dtype"] = _dtype(model, "model", "attention_dtype")
   return Predictor(grid_hw=grid_hw, dtype=_dtype(model, "model"), **named)
+
+
+def in_dtype(model: Any, dtype: str | None, attention_dtype: str | None = None) -> dict[str, Any]:
+  """`model` that computes in `dtype`; its attention stays as it was unless it is named as well.
+
+  Args:
+    model: as in `build`.
+    dtype: None keeps what `model` says.
+    attention_dtype: None keeps the dtype in which `model`'s attention has computed so far.
+  """
+  before = model["attention_dtype"] or model["dtype"]
+  named = dict(dtype=dtype or model["dtype"], attention_dtype=attention_dtype or before)
+  return {**model, **named}
 
 
 def build_flow_predictor(flow_predictor: Any):
@@ -75,7 +90,7 @@ def build_flow_network(flow_network: Any):
   if kind not in kinds:
     raise ValueError(f"flow_network.kind is {kind!r}; choose one of {', '.join(kinds)}")
   module, own = kinds[kind]
-  tuples = "widths depths corr_widths flow_widths".split()
+  tuples = "widths depths corr_widths flow_widths image_hw".split()
   keys = (
     "stem_width block feature_norm context_norm feature_width hidden_width context_width "
     "motion_width head_width radius levels iterations correlation padding scale remat"
@@ -87,10 +102,10 @@ def build_flow_network(flow_network: Any):
   )
 
 
-def _dtype(section: Any, name: str):
+def _dtype(section: Any, name: str, key: str = "dtype"):
   import jax.numpy as jnp
 
   dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-  if section["dtype"] not in dtypes:
-    raise ValueError(f"{name}.dtype is {section['dtype']!r}; choose one of {', '.join(dtypes)}")
-  return dtypes[section["dtype"]]
+  if section[key] not in dtypes:
+    raise ValueError(f"{name}.{key} is {section[key]!r}; choose one of {', '.join(dtypes)}")
+  return dtypes[section[key]]

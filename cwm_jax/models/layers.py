@@ -123,7 +123,7 @@ def attend(
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention, with rotary positions where a table is given."""
+  """Multi-head self-attention in `dtype`, with rotary positions where a table is given."""
 
   heads: int
   attention_impl: str | None = None
@@ -179,15 +179,18 @@ class Block(nn.Module):
   mlp_ratio: float = 4.0
   attention_impl: str | None = None
   dtype: jnp.dtype = jnp.float32
+  attention_dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b n c"], rotary=None, *, wanted: slice = _ALL
   ) -> Float[Array, "b m c"]:
+    """The `wanted` tokens after this block, in x's dtype or a wider one."""
     # Norms run in float32 whatever the compute dtype: their sums lose the signal in bfloat16.
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
-    attention = Attention(self.heads, self.attention_impl, self.dtype, name="attn")
-    x = x[:, wanted] + attention(norm(name="norm1")(x).astype(self.dtype), rotary, wanted=wanted)
+    dtype = self.dtype if self.attention_dtype is None else self.attention_dtype
+    attention = Attention(self.heads, self.attention_impl, dtype, name="attn")
+    x = x[:, wanted] + attention(norm(name="norm1")(x).astype(dtype), rotary, wanted=wanted)
     return x + mlp(norm(name="norm2")(x).astype(self.dtype), self.mlp_ratio, self.dtype)
 
 
@@ -200,13 +203,18 @@ class _ScanBlock(Block):
 
 
 class Stack(nn.Module):
-  """`depth` blocks under one scan; their parameters are stacked along axis 0."""
+  """`depth` blocks under one scan; their parameters are stacked along axis 0.
+
+  Tokens keep the dtype they come in; `dtype` and `attention_dtype` (None: the same) are what the
+  blocks compute in, and no wider than the tokens'.
+  """
 
   depth: int
   heads: int
   mlp_ratio: float = 4.0
   attention_impl: str | None = None
   dtype: jnp.dtype = jnp.float32
+  attention_dtype: jnp.dtype | None = None
   remat: str = "none"
 
   @nn.compact
@@ -214,7 +222,7 @@ class Stack(nn.Module):
     self, x: Float[Array, "b n c"], rotary=None, *, wanted: slice = _ALL
   ) -> Float[Array, "b m c"]:
     """All tokens through the blocks; the last block works out the `wanted` ones only."""
-    settings = (self.heads, self.mlp_ratio, self.attention_impl, self.dtype)
+    settings = (self.heads, self.mlp_ratio, self.attention_impl, self.dtype, self.attention_dtype)
     remat = remat_settings(self.remat)
     if self.is_initializing():
       scanned = repeated(_ScanBlock, self.depth, remat="none", broadcast=1)

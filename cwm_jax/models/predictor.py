@@ -54,7 +54,10 @@ class Predictor(nn.Module):
       begins at zero weight.
     attention_impl: None, "einsum", "xla" or "cudnn"; see `layers.attend`.
     remat: "none", "full", or "dots" (keep matrix products, recompute the rest).
-    dtype: compute dtype; parameters and norms are float32.
+    dtype: compute dtype of the dense layers; parameters, norms, embeddings and the sums along the
+      residual stream are float32.
+    attention_dtype: compute dtype of attention; None takes `dtype`. A mark's response is a small
+      difference of two predictions, and bfloat16 queries and keys change what matches what.
   """
 
   patch: int = 8
@@ -72,6 +75,7 @@ class Predictor(nn.Module):
   attention_impl: str | None = None
   remat: str = "none"
   dtype: jnp.dtype = jnp.float32
+  attention_dtype: jnp.dtype | None = None
 
   @nn.compact
   def __call__(
@@ -106,23 +110,24 @@ class Predictor(nn.Module):
     gh, gw = self._check(h, w, mask.shape)
     self._check_call(mask, num_visible, predict_frame)
     n = gh * gw
-    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+    dense = partial(nn.Dense, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform())
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
     stack = partial(
       layers.Stack,
       mlp_ratio=self.mlp_ratio,
       attention_impl=self.attention_impl,
       dtype=self.dtype,
+      attention_dtype=self.attention_dtype,
       remat=self.remat,
     )
     hidden = mask.reshape(b, 2 * n)
     drop = self.masking == "drop"
     tokens = dense(self.encoder_width, name="patch_embed")(
-      patchify(frames, self.patch).reshape(b, 2 * n, -1).astype(self.dtype)
+      patchify(frames, self.patch).reshape(b, 2 * n, -1)
     )
     if self.context:
-      around = layers.context_embedding(self.encoder_width, self.patch, self.context, self.dtype)(
-        frames[:, 0].astype(self.dtype)
+      around = layers.context_embedding(self.encoder_width, self.patch, self.context, jnp.float32)(
+        frames[:, 0]
       )
       tokens = tokens.at[:, :n].add(around.reshape(b, n, -1))
     tokens = tokens + self._positions("encoder_positions", (gh, gw), self.encoder_width)
@@ -136,14 +141,14 @@ class Predictor(nn.Module):
       rotary = None if rotary is None else rotary[shown]
     else:
       mask_token = self._mask_token(self.encoder_width)
-      visible = 1 - jnp.clip(hidden.astype(self.dtype), 0, 1)
+      visible = 1 - jnp.clip(hidden.astype(jnp.float32), 0, 1)
       tokens = mask_token + visible[:, :, None] * (tokens - mask_token)
       rotary = _for_each(b, rotary)
     tokens = stack(self.encoder_depth, self.encoder_heads, name="encoder")(tokens, rotary)
     tokens = norm(name="encoder_norm")(tokens)
     self.sow("intermediates", "encoder_tokens", tokens)
 
-    x = dense(self.decoder_width, name="encoder_to_decoder")(tokens.astype(self.dtype))
+    x = dense(self.decoder_width, name="encoder_to_decoder")(tokens)
     if drop:
       filler = jnp.broadcast_to(
         self._mask_token(self.decoder_width), (b, 2 * n - num_visible, self.decoder_width)
@@ -188,8 +193,7 @@ class Predictor(nn.Module):
       raise ValueError('masking="drop" needs a mask of True and False; shares go with "token"')
 
   def _mask_token(self, width: int) -> Float[Array, " c"]:
-    token = self.param("mask_token", nn.initializers.normal(0.02), (width,))
-    return jnp.asarray(token, self.dtype)
+    return jnp.asarray(self.param("mask_token", nn.initializers.normal(0.02), (width,)))
 
   def _positions(self, name: str, grid_hw: tuple[int, int], width: int):
     """[1, 2n, width]: a position table for both frames, plus which frame it is."""
@@ -197,14 +201,13 @@ class Predictor(nn.Module):
     if self.positions == "rotary":
       frame = self.param(name, nn.initializers.normal(0.02), (2, width))
       table = layers.sine_positions(grid_hw, width) + frame[:, None]
-      return table.reshape(1, 2 * n, width).astype(self.dtype)
+      return table.reshape(1, 2 * n, width)
     count = 2 * self.grid_hw[0] * self.grid_hw[1]
     if self.positions == "learned":
       table = self.param(name, nn.initializers.normal(0.02), (count, width))
     else:
       table = position_tables.token_sine_positions(count, width)
-    table = position_tables.resize_positions(jnp.asarray(table), tuple(self.grid_hw), grid_hw)
-    return table[None].astype(self.dtype)
+    return position_tables.resize_positions(jnp.asarray(table), tuple(self.grid_hw), grid_hw)[None]
 
   def _rotary(self, grid_hw: tuple[int, int], head_dim: int):
     if self.positions != "rotary":

@@ -288,11 +288,17 @@ def read_header(path: str | os.PathLike) -> Header:
   config = _section(metadata, "config", where)
   if not isinstance(config.get("model"), dict):
     raise InputError(f"{where} was not written by this project: its config has no 'model' section")
-  if "attention_impl" in config["model"]:
-    # How attention was computed where the file was written says nothing about this machine.
-    config["model"]["attention_impl"] = ""
+  config["model"] = elsewhere(config["model"])
   extra = _section(metadata, "extra", where) if "extra" in metadata else {}
   return Header(config, extra, tensors)
+
+
+def elsewhere(model: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored `model` section as it goes with another machine, and with files from before a key.
+
+  How attention was computed where the parameters were written says nothing about this machine.
+  """
+  return {"attention_dtype": "", **model, "attention_impl": ""}
 
 
 def flatten(params: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,8 +32,7 @@ def build(config: Any) -> joint.Joint:
   path, _ = predictor_file(settings.weights)
   params, stored = weights.load(path)
   weights.check_fit(params, stored, where=f"weights file {path}")
-  model = dict(stored["model"])
-  model["dtype"] = settings.dtype or model["dtype"]
+  model = models.in_dtype(stored["model"], settings.dtype)
   predictor_hw = tuple(model["image_hw"])
   image_hw = tuple(settings.image_hw) or predictor_hw
   try:

@@ -170,6 +170,22 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(net_and_par
   assert float(jnp.abs(rough - exact).max()) < 0.1 * float(jnp.abs(exact).max())
 
 
+def test_attention_in_float32_keeps_bfloat16_nearer_to_float32(net_and_params):
+  _, params = net_and_params
+  frames, mask, shown = some_input()
+
+  def image(**dtypes):
+    return tiny(**dtypes).apply(params, frames, mask, num_visible=shown).image
+
+  exact = image()
+  error = {
+    kind: float(jnp.abs(image(dtype="bfloat16", attention_dtype=kind) - exact).mean())
+    for kind in ("", "bfloat16", "float32")
+  }
+  assert 0 < error["float32"] < error["bfloat16"] and error[""] == error["bfloat16"]
+  np.testing.assert_array_equal(image(attention_dtype="float32"), exact)
+
+
 @pytest.mark.parametrize(
   ("changes", "said"),
   [

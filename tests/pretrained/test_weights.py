@@ -14,7 +14,8 @@ from cwm_jax.pretrained import weights
 from cwm_jax.pretrained.merge import check_names, merge
 from cwm_jax.types import InputError
 
-CONFIG = {"model": {"patch": 4, "image_hw": [16, 16]}, "seed": 3}
+MODEL = {"patch": 4, "image_hw": [16, 16], "attention_dtype": "", "attention_impl": ""}
+CONFIG = {"model": MODEL, "seed": 3}
 
 
 def _params():
