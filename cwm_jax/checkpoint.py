@@ -6,11 +6,13 @@ could not be read is moved to `unreadable/`, never deleted.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,23 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from cwm_jax import fingerprint, processes
 from cwm_jax.types import InputError
 
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+_FINGERPRINTS = "fingerprints"
 # A resumed run may change these: where it runs, how long, how often it reports; not what it learns.
 _FREE = re.compile(
   r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate)\..*|sharding"
   r"|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
 )
+
+
+class SaveError(RuntimeError):
+  """A checkpoint could not be written; the message says why, and what is safe."""
 
 
 class Checkpoints:
@@ -44,7 +52,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str | os.PathLike, *, keep: int = 2, keep_every: int = 0):
-    self._workdir = Path(workdir).absolute()
+    self._workdir, self._failed = Path(workdir).absolute(), False
     check_writable(self._workdir)
     policies = [ocp.training.preservation_policies.LatestN(max(1, keep))]
     if keep_every:
@@ -64,10 +72,21 @@ class Checkpoints:
     return [checkpoint.step for checkpoint in self._manager.checkpoints]
 
   def save(self, step: int, state: Any, iterator: Any) -> None:
-    """Starts saving; returns as soon as the device arrays are copied and the iterator is noted."""
+    """Starts saving; returns as soon as the device arrays are copied and the iterator is noted.
+
+    Raises:
+      SaveError: this save, or the one before, could not be written.
+    """
+    self.wait()
     if step in self.steps:
       return
-    self._manager.save_checkpointables_async(step, dict(state=state, data=iterator), force=True)
+    with self._telling_of_failure():
+      self._manager.save_checkpointables_async(
+        step,
+        dict(state=state, data=iterator),
+        force=True,
+        custom_metadata={_FINGERPRINTS: fingerprint.of_tree(state)},
+      )
 
   def restore(self, abstract_state: Any, iterator: Any) -> Any | None:
     """The newest state that can be read, with `iterator` set to where it was; None without any.
@@ -84,9 +103,15 @@ class Checkpoints:
       try:
         wanted = dict(state=abstract_state, data=iterator)
         state = self._manager.load_checkpointables(step, wanted)["state"]
+        folder = self._workdir / CHECKPOINTS / f"{step}"
+        _compare(ocp.metadata(folder, checkpointable_name="state").custom_metadata, state)
+        reason = ""
       # Orbax raises many types, some its own, for a file that is damaged.
       except Exception as error:
-        reasons.append((step, _first_line(error)))
+        reason = _first_line(error)
+      # A process that reads undamaged parts only must not go on from another step than the rest.
+      if processes.any_process(bool(reason)):
+        reasons.append((step, reason or "another process cannot read its part"))
         log.warning(
           "checkpoint of step %d cannot be read (%s); trying the one before", *reasons[-1]
         )
@@ -102,12 +127,32 @@ class Checkpoints:
     return None
 
   def wait(self) -> None:
-    """Returns when the last save is on disk."""
-    self._manager.wait()
+    """Returns when the last save is on disk.
+
+    Raises:
+      SaveError: it could not be written.
+    """
+    with self._telling_of_failure():
+      self._manager.wait()
 
   def close(self) -> None:
-    """Waits and releases threads."""
-    self._manager.close()
+    """Waits and releases threads; a failure that was told is not told again."""
+    with contextlib.suppress(*[Exception] if self._failed else []):
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _telling_of_failure(self) -> Iterator[None]:
+    try:
+      yield
+    # Orbax passes on what its threads met: its own errors, the file system's, TensorStore's.
+    except Exception as error:
+      self._failed = True
+      good = f"of step {self.steps[-1]}" if self.steps else "none"
+      raise SaveError(
+        f"a checkpoint could not be written to {self._workdir / CHECKPOINTS} "
+        f"({_first_line(error)}); the last good one is {good}: make room or mend the disk, and "
+        "start again with the same command"
+      ) from error
 
   def _set_aside(self, steps: list[int]) -> None:
     """Moves unreadable checkpoints away, so that the run can save at the same steps again."""
@@ -222,7 +267,8 @@ def load_params(workdir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, A
 
 def _read_params(folder: Path) -> dict[str, Any]:
   """The average, or else the parameters, of one checkpoint; reads nothing else of it."""
-  stored = ocp.metadata(folder, checkpointable_name="state").metadata
+  described = ocp.metadata(folder, checkpointable_name="state")
+  stored = described.metadata
   chosen = "ema" if stored["ema"] else "params"
   # Onto one device, whatever mesh they were saved from.
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -231,7 +277,24 @@ def _read_params(folder: Path) -> dict[str, Any]:
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored[chosen]
   )
   state = ocp.load_checkpointables(folder, dict(state=wanted))["state"]
+  _compare(described.custom_metadata, state[chosen], prefix=f"{chosen}/")
   return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), state[chosen])
+
+
+def _compare(metadata: dict[str, Any] | None, state: Any, prefix: str = "") -> None:
+  """Raises ValueError unless what was read has the fingerprints that it was saved with.
+
+  Checkpoints of before there were fingerprints pass.
+
+  Args:
+    prefix: path of `state` in the tree that was saved.
+  """
+  saved = (metadata or {}).get(_FINGERPRINTS)
+  if saved is None:
+    return
+  for name, value in fingerprint.of_tree(state).items():
+    if saved[prefix + name] != value:
+      raise ValueError(f"{prefix}{name} is not what was saved")
 
 
 def _first_line(error: Exception) -> str:

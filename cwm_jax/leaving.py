@@ -7,7 +7,8 @@ import threading
 import time
 
 import jax
-import numpy as np
+
+from cwm_jax import processes
 
 _AGREE_EVERY = 10  # steps between the processes' questions to each other
 
@@ -59,6 +60,4 @@ def agreed(flag: bool, step: int) -> bool:
     return flag
   if step % _AGREE_EVERY:
     return False
-  from jax.experimental import multihost_utils
-
-  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+  return processes.any_process(flag)

@@ -1,13 +1,18 @@
 """Job entry: `python -m cwm_jax.main --config configs/pretrain_tiny.py --workdir DIR`.
 
-Exit codes: 0 done or left cleanly; 2 something given cannot be used; 3 the loss is not finite.
+Exit codes: 0 done or left cleanly; 2 something given cannot be used; 3 the loss is not finite; 4 a
+checkpoint could not be written or another process was lost, and the same command, given again, goes
+on from the last checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
+import time
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -23,7 +28,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and pictures.")
 _DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Join the other processes of this job (jax.distributed.initialize)."
+  "distributed",
+  False,
+  "Join the other processes of this job, found by Slurm, MPI, Kubernetes or a TPU's own means, or:",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "This one's number, from 0.", lower_bound=0)
+_LOST_AFTER = flags.DEFINE_float(
+  "lost_after", 40.0, "Seconds of another process's silence after which this one leaves.", 1.0
 )
 
 
@@ -42,33 +55,87 @@ def _run(_) -> None:
   logger.addHandler(handler)
   logger.propagate = False
   logger.setLevel(logging.INFO)
+  if _DISTRIBUTED.value:
+    from cwm_jax import supervision
+
+    sys.exit(supervision.supervise(_do))
+  _do()
+
+
+def _do() -> None:
+  """Works; whatever ends it is one sentence and an exit code."""
+  watch = None
   try:
+    watch = _join() if _DISTRIBUTED.value else None
     _work(_CONFIG.value, _WORKDIR.value)
   except InputError as error:
-    _fail(str(error), 2)
+    _leave(watch, str(error), 2)
+  except Exception as error:
+    code = _known(error)
+    if code is not None:
+      _leave(watch, str(error), code)
+    if watch is None:
+      raise
+    # A collective fails when the other end dies: then it is the other one that is to be named.
+    watch.blame()
+    traceback.print_exc()
+    _leave(watch, f"{type(error).__name__}, see above", 1)
+  if watch is not None:
+    watch.close()
+
+
+def _known(error: Exception) -> int | None:
+  """The exit code of an error that is a sentence; None for others."""
+  from cwm_jax import checkpoint, supervision, train
+
+  if isinstance(error, train.NonFiniteError):
+    return 3
+  return supervision.START_AGAIN if isinstance(error, checkpoint.SaveError) else None
+
+
+def _leave(watch, sentence: str, code: int) -> None:
+  """Says the sentence and exits; the other processes of the job are told, for they leave too."""
+  if watch is None:
+    _fail(sentence, code)
+  print(f"error: {sentence}", file=sys.stderr, flush=True)
+  watch.failed(sentence)
+  # Process 0 keeps the store that the others read this in. And JAX would wait for them at exit.
+  time.sleep(_LOST_AFTER.value / 4 if watch.process == 0 else 0)
+  os._exit(code)
+
+
+def _join():
+  """Joins the other processes, and watches them from then on."""
+  import jax
+
+  from cwm_jax import processes
+
+  try:
+    jax.distributed.initialize(
+      coordinator_address=_COORDINATOR.value,
+      num_processes=_PROCESSES.value,
+      process_id=_PROCESS.value,
+      # Ours speaks first, in a sentence.
+      heartbeat_timeout_seconds=int(_LOST_AFTER.value * 2),
+    )
+  except (ValueError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise InputError(
+      f"--distributed: the other processes cannot be joined ({reason}); JAX finds them by Slurm, "
+      "MPI, Kubernetes or a TPU's own means, or by --coordinator, --processes and --process"
+    ) from error
+  return processes.watch_others(lost_after=_LOST_AFTER.value)
 
 
 def _work(config, workdir: str) -> None:
   import jax
 
-  from cwm_jax import train
-
-  if _DISTRIBUTED.value:
-    try:
-      jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-      reason = str(error).strip().splitlines()[0]
-      raise InputError(
-        f"--distributed: the other processes cannot be joined ({reason}); JAX finds them by Slurm, "
-        "MPI, Kubernetes or a TPU's own means"
-      ) from error
   if jax.process_index() > 0:
     logging.getLogger("cwm_jax").setLevel(logging.WARNING)
   if config.job == "train":
-    try:
-      train.train(config, workdir)
-    except train.NonFiniteError as error:
-      _fail(str(error), 3)
+    from cwm_jax import train
+
+    train.train(config, workdir)
   elif config.job == "evaluate":
     from cwm_jax import evaluate
 
@@ -80,10 +147,7 @@ def _work(config, workdir: str) -> None:
   elif config.job == "study":
     from cwm_jax import study
 
-    try:
-      study.run(config, workdir)
-    except train.NonFiniteError as error:
-      _fail(str(error), 3)
+    study.run(config, workdir)
   else:
     raise InputError(f"config.job is {config.job!r}; the jobs are: train, evaluate, label, study")
 

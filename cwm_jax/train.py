@@ -8,6 +8,7 @@ the host prepares the next batch while the device works.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ from cwm_jax.types import FramePair, InputError, TrainState
 
 log = logging.getLogger(__name__)
 
+# A full disk, a used-up quota, a file system that turned read-only or broke.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _PICTURED = 8  # pairs of a batch that are drawn
 
 
@@ -49,9 +52,18 @@ def train(config: Any, workdir: str | Path) -> TrainState:
   Raises:
     InputError: a config, workdir, source or initial weights that cannot be used.
     NonFiniteError: the loss stopped being a number; that state is not saved.
+    SaveError: a checkpoint, or what goes with it, could not be written.
   """
-  with contextlib.ExitStack() as stack:
-    return _train(config, Path(workdir).absolute(), stack)
+  try:
+    with contextlib.ExitStack() as stack:
+      return _train(config, Path(workdir).absolute(), stack)
+  except OSError as error:
+    if error.errno not in _UNWRITABLE:
+      raise
+    raise checkpoint.SaveError(
+      f"workdir {workdir} can no longer be written ({error.strerror}): make room or mend the disk, "
+      "and start again with the same command"
+    ) from error
 
 
 def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainState:

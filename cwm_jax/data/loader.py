@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
-import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain.python as grain
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from cwm_jax import supervision
 from cwm_jax.data.labels import LabelsSource
 from cwm_jax.data.sources import (
   ENDLESS,
@@ -37,6 +39,7 @@ Batch = dict[str, np.ndarray]
 Settings = ConfigDict | Mapping[str, Any]
 
 _DRAWS_A_BLOCK = 4096
+_WORKER_LIVES = 3  # how often workers are started for the same batch
 
 
 class Mixture(grain.DatasetSelectionMap):
@@ -97,23 +100,45 @@ class Loader(grain.DatasetIterator):
     self._batches: Iterator[Batch] | None = None
 
   def __next__(self) -> Batch:
-    if self._batches is None:
-      self._batches = self._start()
-    batch = dict(next(self._batches))
+    batch = dict(self._fetch())
     self._skipped += int(np.sum(batch.pop("skipped")))
     self._next += 1
     return batch
+
+  def _fetch(self) -> Batch:
+    """The next batch, from new workers where the old ones died: the stream is a matter of place."""
+    for _ in range(_WORKER_LIVES):
+      if self._batches is None:
+        self._batches = self._start()
+      try:
+        return next(self._batches)
+      except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+          raise
+        code = re.search(r"exit code (-?\d+)", str(error))
+        told = f"exit code {code[1]}" if code else "no exit code"
+        logging.warning("a data worker died at batch %d (%s); starting anew", self._next, told)
+        self._stop()
+    raise InputError(
+      f"data workers died {_WORKER_LIVES} times over batch {self._next}, the last with {told}; "
+      "exit code -9 is mostly the system's, for want of memory: take fewer data.num_workers"
+    )
 
   def skipped(self) -> int:
     """Broken items passed over so far by this process, earlier runs included."""
     return self._skipped
 
   def get_state(self) -> dict[str, int]:
-    return {"next_batch": self._next, "skipped": self._skipped}
+    place = {"next_batch": self._next, "skipped": self._skipped}
+    return {**place, "check": _check(place)}
 
   def set_state(self, state: Mapping[str, int]) -> None:
+    """Goes on at a place saved before. Raises InputError if it is damaged."""
+    place = {name: int(state[name]) for name in ("next_batch", "skipped")}
+    if state.get("check", _check(place)) != _check(place):  # places of old have none
+      raise InputError(f"the saved place in the data is damaged: {dict(state)}")
     self._stop()
-    self._next, self._skipped = int(state["next_batch"]), int(state["skipped"])
+    self._next, self._skipped = place["next_batch"], place["skipped"]
 
   async def load(self, directory: epath.Path) -> Awaitable[None]:
     """As Grain's, but a state saved by any process serves, since all hold the same place."""
@@ -124,7 +149,9 @@ class Loader(grain.DatasetIterator):
         raise InputError(f"{directory} holds no saved state of the data")
       own = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
       state = json.loads((directory / (own if own in names else names[0])).read_text())
-      self.set_state(state if own in names else {**state, "skipped": 0})
+      self.set_state(state)
+      if own not in names:
+        self._skipped = 0
 
     return load_any()
 
@@ -289,14 +316,11 @@ def _epoch(sources: Sequence[Source]) -> int:
   return sum(items) if all(items) else 0
 
 
+def _check(place: Mapping[str, int]) -> int:
+  return zlib.crc32(json.dumps(place, sort_keys=True).encode())
+
+
 def _begin_worker(worker_index: int, worker_count: int) -> None:
   # Should something reach for a device here after all, it must not be the trainer's.
   jax.config.update("jax_platforms", "cpu")
-  threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-  """Ends this process when the trainer is killed outright; it would wait for ever otherwise."""
-  while os.getppid() == parent:
-    time.sleep(1.0)
-  os._exit(1)
+  threading.Thread(target=supervision.end_with_parent, args=(os.getppid(),), daemon=True).start()

@@ -1,0 +1,142 @@
+"""The processes of one job: what they agree on, and what each does when another one is lost.
+
+A collective waits for ever for a process that is gone. So each process says in the job's common
+store, every few seconds, that it is there, and leaves with one sentence when another has not been
+heard of for a while or has said that it failed. JAX's own timeout stands behind this one; where the
+process that keeps the store is lost, JAX ends the others by itself, and `supervision` says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from cwm_jax import supervision
+
+log = logging.getLogger(__name__)
+
+_HERE, _FAILED = "cwm_jax/here", "cwm_jax/failed"
+_DONE = "done"
+
+
+def any_process(flag: bool) -> bool:
+  """Whether any process raised its flag; all must ask at the same point of the program."""
+  if jax.process_count() == 1:
+    return flag
+  from jax.experimental import multihost_utils
+
+  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def watch_others(*, lost_after: float) -> Watch:
+  """A `Watch` of this job's processes, which `jax.distributed.initialize` has joined."""
+  # JAX hands its store out by no public name; Orbax takes it from the same place.
+  from jax._src import distributed
+
+  return Watch(
+    distributed.global_state.client,
+    process=jax.process_index(),
+    count=jax.process_count(),
+    lost_after=lost_after,
+  )
+
+
+class Watch:
+  """A thread that watches the other processes; one in each process, from joining to leaving.
+
+  Args:
+    client: the job's store, as JAX keeps it: `key_value_set` and `key_value_dir_get`.
+    process, count: this process's number, and how many there are.
+    lost_after: seconds without a sign of life after which a process is lost.
+  """
+
+  def __init__(self, client: Any, *, process: int, count: int, lost_after: float):
+    self.process = process
+    self._client, self._count = client, count
+    self._lost_after = lost_after
+    self._every = lost_after / 10
+    self._heard = dict.fromkeys(range(count), ("", time.monotonic()))
+    self._asked = time.monotonic()  # when the store last answered
+    self._ended = threading.Event()
+    self._threads = [
+      threading.Thread(target=work, daemon=True) for work in (self._exchange, self._judge)
+    ]
+    for thread in self._threads:
+      thread.start()
+
+  def failed(self, sentence: str) -> None:
+    """Tells the others that this process leaves, and why; they leave too."""
+    self._ended.set()
+    self._say(_FAILED, sentence)
+
+  def blame(self) -> None:
+    """Waits until a lost process is known, for which this one leaves; returns if none is lost.
+
+    For use where a collective failed: that may be the other end's death, or an error of our own.
+    """
+    self._ended.wait(1.2 * self._lost_after)
+
+  def close(self) -> None:
+    """Ends watching; the others will not miss this process."""
+    self._ended.set()
+    self._say(_HERE, _DONE)
+
+  def _say(self, place: str, words: str) -> None:
+    try:
+      self._client.key_value_set(f"{place}/{self.process}", words, allow_overwrite=True)
+    # The store itself may be what is gone.
+    except Exception as error:
+      log.debug("could not tell the others: %s", error)
+
+  def _exchange(self) -> None:
+    """Says that this process is there, and notes what the others say."""
+    beat = 0
+    while not self._ended.wait(self._every):
+      beat += 1
+      try:
+        self._client.key_value_set(f"{_HERE}/{self.process}", str(beat), allow_overwrite=True)
+        here = dict(self._client.key_value_dir_get(_HERE))
+        failed = dict(self._client.key_value_dir_get(_FAILED))
+      # Whatever the store raises, it did not answer; `_judge` decides when that is for good.
+      except Exception as error:
+        log.debug("the store of the job does not answer: %s", error)
+        continue
+      self._asked = now = time.monotonic()
+      for process in range(self._count):
+        said = here.get(f"{_HERE}/{process}", "")
+        if said != self._heard[process][0]:
+          self._heard[process] = (said, now)
+      for key, sentence in failed.items():
+        self._leave(f"process {key.rpartition('/')[2]} of {self._count} left: {sentence}")
+
+  def _judge(self) -> None:
+    """Leaves when a process, or the store, has been silent for too long."""
+    while not self._ended.wait(self._every):
+      now = time.monotonic()
+      if now - self._asked > self._lost_after:
+        self._leave_silent(0, now - self._asked)
+        continue
+      # Silence counts up to the store's last answer: without one, nobody can be heard.
+      for process, (said, heard) in self._heard.items():
+        if said != _DONE and self._asked - heard > self._lost_after:
+          self._leave_silent(process, self._asked - heard)
+
+  def _leave_silent(self, process: int, seconds: float) -> None:
+    self._leave(
+      f"process {process} of {self._count} has not been heard of for {seconds:.0f} s; leaving, so "
+      "that all can be started again: they go on from the last checkpoint"
+    )
+
+  def _leave(self, sentence: str) -> None:
+    if not self._ended.is_set():
+      self._ended.set()
+      print(f"error: {sentence}", file=sys.stderr, flush=True)
+      # Not `sys.exit`: the main thread hangs in a collective, and JAX would wait for the lost one.
+      os._exit(supervision.START_AGAIN)

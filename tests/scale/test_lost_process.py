@@ -1,0 +1,151 @@
+"""A process of a job dies or falls silent: the others leave with a sentence, in time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tiny_job
+
+from cwm_jax import processes, supervision
+
+LOST_AFTER = 8.0
+
+
+def test_a_host_falls_silent_and_the_one_that_keeps_the_job_dies_each_is_a_sentence(tmp_path):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  both = [
+    subprocess.Popen(
+      tiny_job.command(
+        *(f"--workdir={tmp_path}", "--distributed", f"--coordinator={address}"),
+        *("--processes=2", f"--process={process}", f"--lost_after={LOST_AFTER}"),
+        config=":endless",
+      ),
+      cwd=tiny_job.ROOT,
+      env=tiny_job.environment(JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo"),
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for process in (0, 1)
+  ]
+  try:
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "metrics.jsonl").exists():
+      assert time.monotonic() < deadline and all(process.poll() is None for process in both)
+      time.sleep(0.2)
+    # Stopped, not killed: its connections stay open, as those of a host without power do.
+    pid = both[1].pid
+    child = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    os.kill(child, signal.SIGSTOP)
+    began = time.monotonic()
+    said = both[0].communicate(timeout=90)[1]
+    assert time.monotonic() - began < 4 * LOST_AFTER
+    os.kill(child, signal.SIGCONT)
+    # It wakes to find process 0 gone, and JAX ends it from below.
+    said_by_other = both[1].communicate(timeout=90)[1]
+  finally:
+    for process in both:
+      process.kill()
+  for process, words, lost in ((both[0], said, 1), (both[1], said_by_other, 0)):
+    assert process.returncode == supervision.START_AGAIN, words[-2000:]
+    [told] = [line for line in words.splitlines() if line.startswith("error: ")]
+    assert f"process {lost} " in told and "they go on from the last checkpoint" in told
+
+
+class Store:
+  """What JAX's store does, in a dictionary; while `broken`, it does not answer."""
+
+  def __init__(self):
+    self.kept, self.broken = {}, False
+
+  def key_value_set(self, key, value, *, allow_overwrite):
+    assert allow_overwrite
+    if self.broken:
+      raise RuntimeError("UNAVAILABLE")
+    self.kept[key] = value
+
+  def key_value_dir_get(self, prefix):
+    if self.broken:
+      raise RuntimeError("UNAVAILABLE")
+    return [(key, value) for key, value in self.kept.items() if key.startswith(prefix + "/")]
+
+
+@pytest.fixture
+def left(monkeypatch):
+  """Exit codes of processes that left; (codes, an event that is set when one did)."""
+  codes, event = [], threading.Event()
+  monkeypatch.setattr(processes.os, "_exit", lambda code: (codes.append(code), event.set()))
+  return codes, event
+
+
+def pair(store):
+  return [processes.Watch(store, process=i, count=2, lost_after=0.6) for i in (0, 1)]
+
+
+def test_a_process_that_fails_tells_the_others_why(left, capsys):
+  one, other = pair(Store())
+  other.failed("the disk is full")
+  assert left[1].wait(5)
+  one.close()
+  assert left[0] == [supervision.START_AGAIN]
+  assert capsys.readouterr().err == "error: process 1 of 2 left: the disk is full\n"
+
+
+def test_a_process_that_is_done_is_not_missed_and_one_that_works_on_stays(left):
+  one, other = pair(Store())
+  other.close()
+  assert not left[1].wait(1.8)
+  one.close()
+
+
+def test_a_store_that_no_longer_answers_means_that_process_0_is_lost(left, capsys):
+  store = Store()
+  one, other = pair(store)
+  one.close()
+  time.sleep(0.2)
+  store.broken = True
+  assert left[1].wait(5)
+  other.close()
+  assert "process 0 of 2 has not been heard of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "ending, code, told",
+  [
+    ("sys.exit(3)", 3, ""),
+    ("os.abort()", supervision.START_AGAIN, "ended by SIGABRT, as when process 0"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", supervision.START_AGAIN, "ended by SIGKILL;"),
+    ("print(os.getppid())", 0, ""),
+  ],
+)
+def test_work_in_a_child_ends_with_its_code_or_with_a_sentence(ending, code, told):
+  script = (
+    "import os, signal, sys\nfrom cwm_jax import supervision\n"
+    f"sys.exit(supervision.supervise(lambda: {ending}))"
+  )
+  done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+  assert done.returncode == code
+  assert told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_sigterm_to_the_parent_reaches_the_child():
+  script = (
+    "import signal, sys, time\nfrom cwm_jax import supervision\n"
+    "def work():\n"
+    "  signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+    "  print('ready', flush=True)\n  time.sleep(60)\n"
+    "sys.exit(supervision.supervise(work))"
+  )
+  process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+  process.stdout.readline()
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(30) == 7
