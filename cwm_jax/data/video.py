@@ -195,6 +195,12 @@ class VideoFile:
     Raises:
       InputError: decoding fails (after the frames that came before), or the frame size changes.
     """
+    return (frame for _, frame in self.timed(start_s=start_s, stop_s=stop_s))
+
+  def timed(
+    self, *, start_s: float = 0.0, stop_s: float | None = None
+  ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+    """As `frames`, each frame with the time in seconds at which it comes on display."""
     count, shape, time_s = 0, None, 0.0
     with self._sentences(lambda: f" after {count} frames, at {time_s:.3f} s"):
       first, later = self._displayed_at(start_s)
@@ -206,7 +212,7 @@ class VideoFile:
         shape = shape or image.shape
         if image.shape != shape:
           raise InputError(f"{self._name} changes its frame size at {time_s:.3f} s")
-        yield image
+        yield time_s, image
         count += 1
     if self._left_out:
       logging.warning("%s has %d damaged frames, left out", self._name, self._left_out)
