@@ -25,12 +25,14 @@ Event = dict[str, Any]
 class Answers:
   """Asks a tracker on behalf of the page; one question computes at a time.
 
-  Several may be under way: they take turns, mask by mask and frame by frame.
+  Several may be under way: they take turns, mask by mask and frame by frame. Tracks wait while
+  something is explained, which is short and is being looked at.
   """
 
   def __init__(self, footage: Footage, tracker: Any):
     self._footage, self._tracker = footage, tracker
-    self._turn = threading.Lock()
+    self._turn = threading.Condition()
+    self._explaining = 0
 
   def clip(self) -> Event:
     """What the page needs to know before anything is asked."""
@@ -71,9 +73,16 @@ class Answers:
     self._check_frame(t2)
     frames = self._footage.frames
     stories = self._tracker.explaining(frames[t1], frames[t2], self._footage.to_frames(point))
-    for number, story in enumerate(self._by_turns(stories)):
-      event = {"mask": number} | self._of_mask(story)
-      yield event | (_of_mark(story) if number == 0 else {})
+    with self._turn:
+      self._explaining += 1
+    try:
+      for number, story in enumerate(self._by_turns(stories)):
+        event = {"mask": number} | self._of_mask(story)
+        yield event | (_of_mark(story) if number == 0 else {})
+    finally:
+      with self._turn:
+        self._explaining -= 1
+        self._turn.notify_all()
 
   def track(self, t: int, point_xy: tuple[float, float], mode: str) -> Iterator[Event]:
     """Where a point of frame `t` is in every other frame.
@@ -100,7 +109,7 @@ class Answers:
     frames = self._footage.frames
     for order in _orders(t, len(frames), mode):
       columns = self._tracker.track_frames((frames[i] for i in order), [[0, y, x]], mode=mode)
-      for i, column in zip(order, self._by_turns(columns)):
+      for i, column in zip(order, self._by_turns(columns, patient=True)):
         if i != t:
           yield {
             "t": i,
@@ -115,15 +124,18 @@ class Answers:
     h, w = self._footage.size_hw
     middle = (w / 2, h / 2)
     with contextlib.suppress(InputError):  # a flow network has nothing to explain
-      next(self.explain(0, 1, middle))
+      for _ in self.explain(0, 1, middle):
+        break
     for event in self.track(0, middle, "query"):
       if event.get("t", 0) > 0:
         break
     return time.perf_counter() - start
 
-  def _by_turns(self, steps: Iterator[Any]) -> Iterator[Any]:
+  def _by_turns(self, steps: Iterator[Any], *, patient: bool = False) -> Iterator[Any]:
     while True:
       with self._turn:
+        if patient:
+          self._turn.wait_for(lambda: not self._explaining)
         step = next(steps, None)
       if step is None:
         return
