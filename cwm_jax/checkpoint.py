@@ -21,7 +21,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from cwm_jax import fingerprint, processes
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, SaveError
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,6 @@ _FREE = re.compile(
   r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate)\..*|sharding"
   r"|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
 )
-
-
-class SaveError(RuntimeError):
-  """A checkpoint could not be written; the message says why, and what is safe."""
 
 
 class Checkpoints:

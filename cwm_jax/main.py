@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, SaveError
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -86,11 +86,11 @@ def _do() -> None:
 
 def _known(error: Exception) -> int | None:
   """The exit code of an error that is a sentence; None for others."""
-  from cwm_jax import checkpoint, supervision, train
+  from cwm_jax import supervision, train
 
   if isinstance(error, train.NonFiniteError):
     return 3
-  return supervision.START_AGAIN if isinstance(error, checkpoint.SaveError) else None
+  return supervision.START_AGAIN if isinstance(error, SaveError) else None
 
 
 def _leave(watch, sentence: str, code: int) -> None:
@@ -144,12 +144,17 @@ def _work(config, workdir: str) -> None:
     from cwm_jax import label
 
     label.run(config, workdir)
+  elif config.job == "prepare":
+    from cwm_jax import prepare
+
+    prepare.run(config, workdir)
   elif config.job == "study":
     from cwm_jax import study
 
     study.run(config, workdir)
   else:
-    raise InputError(f"config.job is {config.job!r}; the jobs are: train, evaluate, label, study")
+    jobs = "train, evaluate, label, prepare, study"
+    raise InputError(f"config.job is {config.job!r}; the jobs are: {jobs}")
 
 
 def _parse(argv: list[str]) -> list[str]:

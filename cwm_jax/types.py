@@ -169,3 +169,7 @@ class TrainState(NamedTuple):
 
 class InputError(ValueError):
   """Something the user gave cannot be used; the message is one sentence that says what to do."""
+
+
+class SaveError(RuntimeError):
+  """What was made could not be written; the sentence says why, and what is safe."""

@@ -154,7 +154,7 @@ FULL_DISK = """
 import sys, time
 from pathlib import Path
 import tiny_job
-from cwm_jax import checkpoint, fingerprint, train
+from cwm_jax import fingerprint, train, types
 from cwm_jax.data import loader
 
 if __name__ == "__main__":
@@ -179,7 +179,7 @@ if __name__ == "__main__":
   loader.Loader.__next__ = fetch_and_fill
   try:
     train.train(config, disk / "run")
-  except checkpoint.SaveError as error:
+  except types.SaveError as error:
     print("SENTENCE", error)
   filler.unlink()
   print("KEPT", *sorted(path.name for path in (disk / "run" / "checkpoints").iterdir()))

@@ -1,0 +1,204 @@
+"""Videos made into a dataset: what it holds, killed and gone on with, damaged while it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import tiny_job
+
+from cwm_jax import prepare
+from cwm_jax.data import clips
+from cwm_jax.data.tfds_source import TfdsSource
+from cwm_jax.types import InputError
+
+HOW = clips.Cut(seconds=0.2, fps=10.0, short_side=24, quality=90, limit=0)
+
+
+def write_video(path, frames, grey):
+  """A film at 10 frames a second whose frame i has the grey level `grey` + 10 i."""
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=10)
+    stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+    for i in range(frames):
+      picture = np.full((24, 32, 3), grey + 10 * i, np.uint8)
+      frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+      frame.pts, frame.time_base = i, Fraction(1, 10)
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+  """Seven videos of 4 frames (2 clips each), one with a single frame, one that is none."""
+  folder = tmp_path_factory.mktemp("videos")
+  for i in range(7):
+    write_video(folder / f"{i}.mp4", 4, 20 * i)
+  write_video(folder / "7.mp4", 1, 0)
+  (folder / "8.mp4").write_text("not a video")
+  return folder
+
+
+def run(videos, out, **settings):
+  return prepare.prepare(videos, out, how=HOW, **{"shard_videos": 3, **settings})
+
+
+@pytest.fixture(scope="module")
+def whole(videos, tmp_path_factory):
+  return run(videos, tmp_path_factory.mktemp("whole"))
+
+
+def files(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_tfds_reads_every_clip_and_the_source_of_pairs_too(whole):
+  data = tfds.data_source("clips", data_dir=str(whole.parent.parent), split="train")
+  assert len(data) == 14
+  found = sorted((data[i]["source"].decode(), round(data[i]["start_s"], 6)) for i in range(14))
+  assert found == [(f"{i}.mp4", start) for i in range(7) for start in (0.0, 0.2)]
+  source = TfdsSource("", data_dir=str(whole), image_hw=(24, 32), seed=0, crop="centre", flip=False)
+  # A pair is the two frames of a clip: 10 grey levels apart.
+  frames = source.example(0, 5)["frames"].astype(int)
+  assert abs(np.median(frames[1] - frames[0]) - 10) <= 2
+  assert len(tfds.builder_from_directory(str(whole)).as_data_source(split="train[:50%]")) == 7
+
+
+def test_the_manifest_counts_hashes_and_tells_what_was_skipped_and_why(whole, videos):
+  manifest = json.loads((whole / "manifest.json").read_text())
+  assert (manifest["clips"], manifest["videos"]) == (14, 7)
+  assert sum(shard["clips"] for shard in manifest["shards"]) == 14
+  for shard in manifest["shards"]:
+    data = (whole / shard["file"]).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == shard["sha256"] and len(data) == shard["bytes"]
+  for source in manifest["sources"]:
+    video = (videos / source["path"]).read_bytes()
+    assert source["clips"] == 2 and hashlib.sha256(video).hexdigest() == source["sha256"]
+  why = {entry["path"]: entry["why"] for entry in manifest["skipped"]}
+  assert why.keys() == {"7.mp4", "8.mp4"}
+  assert "lasts 0.10 s" in why["7.mp4"] and "8.mp4" in why["8.mp4"]
+
+
+# Prepares with two workers; is killed as by `kill -9` in the middle of the second shard.
+KILLED = """
+import os, signal, sys
+from cwm_jax.data import clips
+import test_prepare
+
+cut, count = clips.cut, []
+
+def cut_or_die(path, how):
+  count.append(1)
+  if len(count) == 5:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return cut(path, how)
+
+clips.cut = cut_or_die
+test_prepare.run(*sys.argv[1:])
+"""
+
+
+def test_a_run_killed_in_a_shard_goes_on_to_the_same_files(whole, videos, tmp_path):
+  killed = tiny_job.run_script(KILLED, str(videos), str(tmp_path))
+  assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+  work = tmp_path / "clips" / "1.0.0" / "unfinished"
+  assert {path.name for path in work.glob("*.json")} == {"begun.json", "00000.json"}
+  kept = (work / "00000.array_record").stat().st_mtime_ns
+  folder = run(videos, tmp_path)
+  assert files(folder) == files(whole)
+  first = folder / "clips-train.array_record-00000-of-00003"
+  assert first.stat().st_mtime_ns == kept  # not written again
+  # Nothing is left to do, and nothing is done.
+  before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+  run(videos, tmp_path)
+  assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+# Prepares with two workers, of which any that reads 4.mp4 dies as of a fault in a decoder.
+DEADLY = """
+import os, signal, sys
+from cwm_jax.data import clips
+import test_prepare
+
+cut = clips.cut
+
+def cut_or_die(path, how):
+  if path.endswith("4.mp4"):
+    os.kill(os.getpid(), signal.SIGSEGV)
+  return cut(path, how)
+
+clips.cut = cut_or_die
+if __name__ == "__main__":
+  test_prepare.run(*sys.argv[1:], workers=2)
+"""
+
+
+def test_workers_write_the_same_and_a_video_that_ends_them_is_left_out_by_name(
+  whole, videos, tmp_path
+):
+  script = tmp_path / "deadly.py"  # workers import it anew
+  script.write_text(DEADLY)
+  done = subprocess.run(
+    [sys.executable, str(script), str(videos), str(tmp_path / "out")],
+    env=tiny_job.environment(),
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  folder = tmp_path / "out" / "clips" / "1.0.0"
+  manifest = json.loads((folder / "manifest.json").read_text())
+  why = {entry["path"]: entry["why"] for entry in manifest["skipped"]}
+  assert why["4.mp4"] == "ends the process that reads it" and manifest["clips"] == 12
+  same = {
+    name: data
+    for name, data in files(whole).items()
+    if "array_record" in name and name[-14:-9] != "00001"  # 4.mp4 is of the second shard
+  }
+  assert len(same) == 2 and same.items() <= files(folder).items()
+
+
+def test_other_videos_or_settings_do_not_mix_with_what_is_there(whole, videos):
+  with pytest.raises(InputError, match="other videos or settings"):
+    prepare.prepare(videos, whole.parent.parent, how=HOW._replace(fps=20.0), shard_videos=3)
+
+
+def test_an_unfinished_run_with_other_settings_is_refused_by_name(videos, tmp_path):
+  work = tmp_path / "clips" / "1.0.0" / "unfinished"
+  work.mkdir(parents=True)
+  (work / "begun.json").write_text(json.dumps({"how": {}, "shard_videos": 3}))
+  with pytest.raises(InputError, match="begun with other how, videos"):
+    run(videos, tmp_path)
+
+
+def test_videos_without_a_single_clip_end_with_a_sentence(tmp_path):
+  (tmp_path / "a.mp4").write_text("not a video")
+  with pytest.raises(InputError, match=r"not one clip could be cut; of 1 videos"):
+    run(tmp_path, tmp_path / "out")
+  with pytest.raises(InputError, match="cannot be cut like this"):
+    prepare.prepare(tmp_path, tmp_path / "out", how=HOW._replace(seconds=0.1))
+
+
+def test_a_shard_that_turns_to_garbage_or_vanishes_in_an_epoch_is_passed_over(whole, tmp_path):
+  folder = tmp_path / "clips" / "1.0.0"
+  shutil.copytree(whole, folder)
+  shards = sorted(folder.glob("*.array_record*"))
+  for spoil in (lambda: shards[0].write_bytes(bytes(shards[0].stat().st_size)), shards[0].unlink):
+    source = TfdsSource(
+      "", data_dir=str(folder), image_hw=(24, 32), seed=0, crop="none", flip=False
+    )
+    good = source.example(0, 13)["frames"]
+    spoil()
+    passed = [int(source.example(position, 0)["skipped"]) for position in range(4)]
+    assert max(passed) > 0
+    np.testing.assert_array_equal(source.example(0, 13)["frames"], good)
+    shutil.copy(whole / shards[0].name, shards[0])
