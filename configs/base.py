@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.job = "train"  # train | evaluate | label | study
-  c.task = "pretrain"  # pretrain | joint: which file of cwm_jax/tasks
+  c.job = "train"  # train | evaluate | label | prepare | study
+  c.task = "pretrain"  # pretrain | joint | distill | supervised: which file of cwm_jax/tasks
   c.seed = 0
   c.total = "1000 steps"  # steps, examples, epochs: how long to train; fixes the schedules
   c.stop_after = ""  # leave early but cleanly: "8 minutes", "500 steps"; "" runs to the end
@@ -32,7 +32,9 @@ def get_config() -> ConfigDict:
 
   # Psi-flow, which predicts frame 2 from frame 1 and the flow of a few points.
   c.flow_predictor = f = ConfigDict()
-  f.kind = "single"  # single: one stack, quick to train | two_stream: the release's
+  # single: one stack, quick to train | two_stream: the release's | moved: begins as the frozen
+  # predictor, of which it takes sizes, patch and parameters; it is told moved patches.
+  f.kind = "single"
   f.patch = 8
   f.mlp_ratio = 4.0
   f.dtype = "float32"  # as in model; so are the next two
@@ -99,10 +101,22 @@ def get_config() -> ConfigDict:
   p.loss_on = "hidden"  # hidden | all patches of frame 2
   p.target = "raw"  # raw | normalised: per-patch zero mean, unit variance
 
+  # Training of `flow_network` on flow at points of pairs of `label.image_hw`: distill on labels of
+  # data.sources.labels, filtered as `label` says; supervised on the truth of data.sources.scenes.
+  c.distill = v = ConfigDict()
+  v.loss = "laplace"  # laplace (sea_raft's mixture) | l1
+  v.gamma = 0.85  # weight of an estimate against that of the next one
+  v.points = 256  # supervised only: a pair
+  v.augmented = True
+  # See cwm_jax/tasks/augment.py.
+  v.augment = ConfigDict(dict(turn_over=True, turn=0.15, zoom=0.15, shift=0.05, motion=0.08))
+  v.augment.update(light=0.15, noise=0.02)
+
   c.optim = o = ConfigDict()
   o.peak_lr = 1.5e-4  # at batch 256 when scale_lr, else as it stands
   o.scale_lr = False  # multiply by batch / 256
-  o.final_lr_ratio = 0.0  # end of the cosine, as a share of the peak
+  o.schedule = "cosine"  # cosine | one_cycle (straight up from 1/25 of the peak, straight down)
+  o.final_lr_ratio = 0.0  # end of the schedule, as a share of the peak
   o.warmup = "0 steps"
   o.warmup_from_zero = False  # the first update has rate 0, as in the release; else one step's
   o.b1, o.b2, o.eps = 0.9, 0.95, 1e-8
@@ -133,6 +147,7 @@ def get_config() -> ConfigDict:
       max_objects=8,
       texture_size=0,  # texels a side of a layer's texture; 0 takes the image's own side
       photos="",  # folder of photographs to use as textures
+      supersample=1,  # scenes are drawn so many times larger and shrunk
     )
   )
   s.video = ConfigDict(dict(weight=0.0, paths="", gap_ms=150.0))  # folder, list file or file
@@ -196,7 +211,6 @@ def get_config() -> ConfigDict:
   b.pairs = 4096
   b.points = 16  # a pair
   b.image_hw = (128, 128)  # pixels of the pairs as they are asked about and kept
-  b.supersample = 2  # scenes are drawn so many times larger and shrunk
   b.round_trip = False  # ask from the answer back too, at twice the cost
   b.shard_pairs = 64  # what a kill may lose of a process's work
   b.pictures_every = 8  # shards
@@ -216,6 +230,17 @@ def get_config() -> ConfigDict:
   y.square = 0  # side of the squares, pixels; 0 takes half a patch
   y.white = ConfigDict(dict(amplitude=0.5, sigma=1.0))  # the white Gaussian
   y.readout, y.order, y.average = "window", "release", "hidden"  # as in evaluate
+
+  # The preparing job: videos into clips for data.sources.tfds.
+  c.prepare = v = ConfigDict()
+  v.videos = ""  # folder, list file or file
+  v.seconds = 2.0  # of a clip
+  v.fps = 20.0  # frames a second, at even times
+  v.short_side = 288  # pixels; smaller videos keep their size
+  v.quality = 90  # of JPEG
+  v.limit = 0  # clips of a video, evenly spread; 0 takes all
+  v.shard_videos = 64
+  v.workers = 4  # processes; 0 cuts in this one
 
   c.profile_steps = 0  # how many steps, from the third on, are traced for TensorBoard; 0 none
   c.debug_nans = False  # stop where a NaN is made, slowly

@@ -23,7 +23,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.job = "label"
   c.data.batch_size = 8
   c.data.sources.scenes.update(first_seed=700_000_000, curriculum=((0, "scenes-test-v1"),))
+  c.data.sources.scenes.supersample = 2
   if arg == "runlocal":
-    c.label.update(pairs=8, shard_pairs=4, image_hw=(64, 64), supersample=1, tracker="mm1")
+    c.label.update(pairs=8, shard_pairs=4, image_hw=(64, 64), tracker="mm1")
+    c.data.sources.scenes.supersample = 1
     c.data.batch_size = 4
   return c

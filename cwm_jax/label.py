@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import geometry, leaving, viz, writers
+from cwm_jax import leaving, viz, writers
 from cwm_jax.data import labels, loader, rendering
 from cwm_jax.evals import named, spread
 from cwm_jax.types import InputError
@@ -227,17 +227,17 @@ def _numbers(records: list[Record], label: Any) -> dict[str, float]:
 
 def _make_render(config: Any) -> Any:
   """A jitted function from a batch to pairs uint8 [B, 2, H, W, 3]."""
-  h, w = config.label.image_hw
-  factor, texels = config.label.supersample, config.data.sources.scenes.texture_size
-  if factor < 1:
-    raise InputError(f"label.supersample is {factor}; it is 1 or more")
+  scenes = config.data.sources.scenes
 
   @jax.jit
   def render(batch):
-    large_hw = (h * factor, w * factor)
-    frames = rendering.render_batch(batch, size_hw=large_hw, texture_size=texels).frames
-    small = geometry.resize(frames, (h, w), antialias=True)
-    return jnp.round(small * 255).astype(jnp.uint8)
+    pair = rendering.render_batch(
+      batch,
+      size_hw=tuple(config.label.image_hw),
+      texture_size=scenes.texture_size,
+      supersample=scenes.supersample,
+    )
+    return jnp.round(pair.frames * 255).astype(jnp.uint8)
 
   return render
 

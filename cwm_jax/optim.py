@@ -12,6 +12,9 @@ import optax
 
 from cwm_jax.types import InputError
 
+SCHEDULES = ("cosine", "one_cycle")
+_FIRST_OF_CYCLE = 1 / 25  # rate at the start, as a share of the peak
+
 
 def learning_rate(
   *,
@@ -20,8 +23,11 @@ def learning_rate(
   total_steps: int,
   final_ratio: float = 0.0,
   warmup_from_zero: bool = False,
+  schedule: str = "cosine",
 ) -> Callable[[Any], Any]:
   """Linear warm-up to `peak`, then a half cosine down to `peak * final_ratio` at `total_steps`.
+
+  The schedule "one_cycle" (RAFT's) begins at 1/25 of the peak instead, and goes down straight.
 
   The returned function takes the number of updates done. The first update already has
   peak / warmup_steps, so that it is not wasted; past the end the last value stays. With
@@ -29,8 +35,10 @@ def learning_rate(
   peak, which the update after it has once more.
 
   Raises:
-    InputError: the warm-up is not shorter than the whole.
+    InputError: an unknown schedule, or a warm-up that is not shorter than the whole.
   """
+  if schedule not in SCHEDULES:
+    raise InputError(f"optim.schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
   if warmup_steps and warmup_steps >= total_steps:
     raise InputError(
       f"optim.warmup is {warmup_steps} steps and the run only {total_steps}: shorten the warm-up"
@@ -43,6 +51,9 @@ def learning_rate(
     else:
       warm = jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
     done = jnp.clip((count - warmup_steps) / max(1, total_steps - warmup_steps), 0.0, 1.0)
+    if schedule == "one_cycle":
+      warm = _FIRST_OF_CYCLE + (1 - _FIRST_OF_CYCLE) * warm
+      return peak * warm * (final_ratio + (1 - final_ratio) * (1 - done))
     cosine = final_ratio + (1 - final_ratio) * 0.5 * (1 + jnp.cos(jnp.pi * done))
     return peak * warm * cosine
 
@@ -94,6 +105,7 @@ def make(
   freeze: str,
   clip_norm: float,
   warmup_from_zero: bool = False,
+  schedule: str = "cosine",
   slow: Sequence[tuple[str, float, int]] = (),
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
   """Builds the optimizer from the `optim` section of a config.
@@ -103,7 +115,7 @@ def make(
     batch_size: pairs a step.
     peak_lr: highest learning rate; times batch_size / 256 where `scale_lr`.
     clip_norm: largest global norm of the trained parameters' gradient; 0 never clips.
-    warmup_from_zero: see `learning_rate`.
+    warmup_from_zero, schedule: see `learning_rate`.
     slow: (regex, share, wait): where the path matches, the first that does, parameters learn at
       `share` of the rate, and not at all in the first `wait` steps.
     The rest: see `configs/base.py`.
@@ -121,6 +133,7 @@ def make(
     total_steps=total_steps,
     final_ratio=final_lr_ratio,
     warmup_from_zero=warmup_from_zero,
+    schedule=schedule,
   )
   trained = optax.chain(
     optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

@@ -26,7 +26,7 @@ from cwm_jax import step as step_lib
 from cwm_jax.configs import base
 from cwm_jax.data import loader, rendering
 from cwm_jax.pretrained import merge, weights
-from cwm_jax.types import FramePair, InputError, TrainState
+from cwm_jax.types import FramePair, InputError, PointLabels, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,8 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   eval_every = steps(config.log.eval_every, "log.eval_every")
   save_every = steps(config.checkpoint.every, "checkpoint.every")
   names = (
-    "peak_lr scale_lr final_lr_ratio warmup_from_zero b1 b2 eps weight_decay decay_exclude freeze "
-    "clip_norm"
+    "peak_lr scale_lr schedule final_lr_ratio warmup_from_zero b1 b2 eps weight_decay "
+    "decay_exclude freeze clip_norm"
   )
   tx, rate = optim.make(
     total_steps=total,
@@ -145,7 +145,15 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
     out_shardings=(places, whole),
     donate_argnums=0,
   )
-  render = make_render(task.image_hw, config.data.sources.scenes.texture_size, split)
+  scenes = config.data.sources.scenes
+  draw_batch = partial(
+    rendering.render_batch,
+    size_hw=task.image_hw,
+    texture_size=scenes.texture_size,
+    supersample=scenes.supersample,
+    truth=task.wants == "truth",
+  )
+  render = jax.jit(draw_batch, in_shardings=split, out_shardings=split)
   first_pairs = jax.jit(
     lambda pair: jax.tree.map(lambda leaf: leaf[:_PICTURED], pair), out_shardings=whole
   )
@@ -269,29 +277,6 @@ def with_params(state: TrainState, given: Mapping[str, Any], places: TrainState)
   return state._replace(params={**state.params, **new}, ema=ema)
 
 
-def make_render(image_hw: tuple[int, int], texture_size: int, placement: Any) -> Any:
-  """A jitted function from a loader's batch, on the device, to a `FramePair`.
-
-  Args:
-    image_hw: size to render scenes at; video frames already have it.
-    texture_size: texels a side of a layer's texture; 0 takes the shorter side of the image.
-    placement: sharding of batches.
-  """
-  texels = texture_size or min(image_hw)
-
-  def render(batch):
-    if "frames" in batch:
-      return FramePair(batch["frames"].astype(jnp.float32) / 255)
-    scenes = {
-      name.removeprefix("scene/"): value
-      for name, value in batch.items()
-      if name.startswith("scene/")
-    }
-    return rendering.render(scenes, size_hw=image_hw, texture_size=texels)
-
-  return jax.jit(render, in_shardings=placement, out_shardings=placement)
-
-
 def _check_finite(step: int, values: dict[str, float], indices: Any, checkpoints: Any) -> None:
   if np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"]):
     return
@@ -314,7 +299,16 @@ def _is_time(duration: int | str) -> bool:
 
 def _flops_per_pair(task: Any, params: Any, key: Any) -> float:
   """Model FLOPs of training on one pair: the forward pass and twice as much backward."""
-  pair = FramePair(jax.ShapeDtypeStruct((1, 2, *task.image_hw, 3), jnp.float32))
+  shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  pair = FramePair(shape((1, 2, *task.image_hw, 3)))
+  if task.wants == "truth":
+    flag = jax.ShapeDtypeStruct((1, *task.image_hw), jnp.bool_)
+    pair = pair._replace(flow_xy=shape((1, *task.image_hw, 2)), visible=flag)
+  elif task.wants == "labels":
+    one = shape((1, 1))
+    flag = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+    points = PointLabels(shape((1, 1, 2)), shape((1, 1, 2)), one, flag, one)
+    pair = pair._replace(labels=points)
   keys = jax.eval_shape(lambda key: jax.random.split(key, 1), key)
   return 3 * progress.matmul_flops(task.loss, params, pair, keys)
 

@@ -227,23 +227,38 @@ def render(
 
 
 def render_batch(
-  batch: dict, *, size_hw: tuple[int, int], texture_size: int = 0, truth: bool = False
+  batch: dict,
+  *,
+  size_hw: tuple[int, int],
+  texture_size: int = 0,
+  supersample: int = 1,
+  truth: bool = False,
 ) -> FramePair:
   """A loader's batch, on the device, as pairs; to be jitted.
 
   Args:
     batch: "scene/<name>" or "frames" uint8 [B, 2, H, W, 3], and maybe "labels/<name>" beside them.
-    size_hw: to draw scenes at; frames already have their size.
-    texture_size: as in `render`; 0 takes the shorter side.
-    truth: as in `render`; of frames none is known.
+    size_hw: of the pairs; frames already have it.
+    texture_size: as in `render`; 0 takes the shorter side of what is drawn.
+    supersample: scenes are drawn so many times larger and shrunk.
+    truth: as in `render`, at `size_hw`; of frames none is known.
   """
   if "frames" in batch:
     frames = batch["frames"].astype(jnp.float32) / 255
     labels = {n.removeprefix("labels/"): v for n, v in batch.items() if n.startswith("labels/")}
     return FramePair(frames, labels=PointLabels(**labels) if labels else None)
   scenes = {n.removeprefix("scene/"): v for n, v in batch.items() if n.startswith("scene/")}
-  texels = texture_size or min(size_hw)
-  return render(scenes, size_hw=size_hw, texture_size=texels, truth=truth)
+  large_hw = (supersample * size_hw[0], supersample * size_hw[1])
+  texels = texture_size or min(large_hw)
+  pair = render(scenes, size_hw=large_hw, texture_size=texels, truth=truth and supersample == 1)
+  if supersample == 1:
+    return pair
+  frames = geometry.resize(pair.frames, size_hw, antialias=True)
+  if not truth:
+    return FramePair(frames)
+  # What is seen at a small pixel's centre, which is no large pixel's. That picture is not used.
+  exact = render(scenes, size_hw=size_hw, texture_size=1, truth=True)
+  return exact._replace(frames=frames)
 
 
 @partial(jax.jit, static_argnames=("size_hw", "texture_size"))

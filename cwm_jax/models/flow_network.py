@@ -34,6 +34,7 @@ class FlowNetwork(nn.Module):
     correlation: one of `correlation.WAYS`.
     padding: "split" between both sides, or rows at the "bottom" only; by repeated border pixels.
     scale: the network sees frames 2^scale times their size.
+    image_hw: the network sees frames at this size, whatever theirs; () leaves that to `scale`.
     remat: recompute each iteration in the backward pass.
     dtype: of convolutions; correlations, flow and heads' outputs stay float32.
   """
@@ -57,6 +58,7 @@ class FlowNetwork(nn.Module):
   correlation: str = "auto"
   padding: str = "split"
   scale: int = 0
+  image_hw: tuple[int, ...] = ()
   remat: bool = False
   dtype: jnp.dtype = jnp.float32
 
@@ -81,7 +83,9 @@ class FlowNetwork(nn.Module):
     h, w = frames.shape[2:4]
     count = self.iterations if iterations is None else iterations
     images = 2.0 * frames.astype(jnp.float32) - 1.0
-    if self.scale:
+    if self.image_hw:
+      images = geometry.resize(images, tuple(self.image_hw), antialias=True)
+    elif self.scale:
       factor = 2.0**self.scale
       images = geometry.resize(images, (max(1, int(h * factor)), max(1, int(w * factor))))
     seen_hw = images.shape[2:4]

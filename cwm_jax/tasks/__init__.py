@@ -11,6 +11,8 @@ A task has
   pictures(params, pair, keys) -> {name: images float32 [B, H, W, 3] in [0, 1]}
   evals(params) -> iterator of (name, value)
   image_hw                                         size of the frames it wants, pixels
+  wants                                            what it reads of a pair beside the frames: "", or
+                                                   "labels" or "truth", see `types.FramePair`
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import jax
 
 from cwm_jax.types import InputError
 
-TASKS = ("pretrain", "joint")
+TASKS = ("pretrain", "joint", "distill", "supervised")
 
 
 def build(config: Any) -> Any:
@@ -36,6 +38,10 @@ def build(config: Any) -> Any:
     from cwm_jax.tasks import joint_building
 
     return joint_building.build(config)
+  if config.task in ("distill", "supervised"):
+    from cwm_jax.tasks import distill
+
+    return distill.build(config)
   from cwm_jax import models
   from cwm_jax.tasks import pretrain, readout
 

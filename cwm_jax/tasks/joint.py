@@ -80,6 +80,7 @@ class Joint:
   _own_scores: dict[str, float] = dataclasses.field(default_factory=dict)
   # Gradient norms of these are metrics of training.
   watched: ClassVar[tuple[str, ...]] = (PERTURBER, FLOW_PREDICTOR)
+  wants: ClassVar[str] = ""
 
   def __post_init__(self):
     for name, known in (("query", QUERIES), ("masks", MASKS)):

@@ -46,6 +46,7 @@ class Pretrain:
   # Everything is trained, from scratch unless `init_from` says otherwise.
   given: ClassVar[dict[str, Any]] = {}
   watched: ClassVar[tuple[str, ...]] = ()
+  wants: ClassVar[str] = ""
 
   def __post_init__(self):
     if self.loss_on not in LOSS_ON:
