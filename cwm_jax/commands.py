@@ -1,4 +1,4 @@
-"""The commands of `cwm-jax` other than the demo and convert: track, flow, info."""
+"""The commands flow and info, and what all commands share: loading a tracker, reporting."""
 
 from __future__ import annotations
 
@@ -16,59 +16,7 @@ from cwm_jax.pretrained import flow_networks, releases
 from cwm_jax.pretrained import weights as weights_file
 from cwm_jax.types import InputError
 
-_SMALL = 360  # videos whose shorter side is below this are enlarged before they are drawn on
 _SHOWN = 420  # longer side of a picture on a page, pixels
-
-
-def track(
-  *,
-  video: str,
-  grid: int,
-  points: str | None,
-  overlay: bool,
-  reading: inputs.Reading,
-  out: str,
-  as_json: bool,
-) -> None:
-  """Follows points through a video; writes tracks.npz and overlay.mp4.
-
-  Raises:
-    InputError: anything given that cannot be used.
-  """
-  clip = inputs.open_clip(video)
-  if points is None:
-    grid_xy = inputs.grid_points_xy(grid, clip.size_hw)
-    queries = np.concatenate([np.zeros((len(grid_xy), 1), np.float32), grid_xy[:, ::-1]], axis=1)
-  else:
-    queries = inputs.read_points(points, clip.size_hw)
-  folder = inputs.output_folder(out)
-  tracker = load_tracker(reading)
-  start = time.perf_counter()
-  tracks = tracker.track(clip.frames(), queries)
-  seconds = time.perf_counter() - start
-  files = [save_tracks(folder / "tracks.npz", tracks, queries, clip.size_hw)]
-  if overlay:
-    drawn = viz.draw_tracks(
-      clip.frames(),
-      tracks.xy,
-      tracks.visible,
-      starts=queries[:, 0].astype(int).tolist(),
-      scale=2 if min(clip.size_hw) < _SMALL else 1,
-    )
-    files.append(viz.write_mp4(folder / "overlay.mp4", drawn, fps=clip.fps))
-  count, num_frames = tracks.visible.shape
-  asked = np.arange(num_frames) > queries[:, :1]
-  facts = {
-    "points": count,
-    "frames": num_frames,
-    "seconds": round(seconds, 2),
-    "visible": round(float(tracks.visible[asked].mean()), 3) if asked.any() else None,
-    "files": [str(path) for path in files],
-  }
-  text = f"{count} points through {num_frames} frames in {seconds:.1f} s"
-  if asked.any():
-    text += f"; seen in {facts['visible']:.0%} of the frames after their own"
-  report(facts, text + written(files), as_json=as_json)
 
 
 def flow(
@@ -187,18 +135,6 @@ def load_tracker(reading: inputs.Reading, *, mark: Any = None):
     readout=reading.readout,
     masks_seed=reading.seed,
     mark=mark,
-  )
-
-
-def save_tracks(path: Path, tracks, queries_tyx: np.ndarray, size_hw: tuple[int, int]) -> Path:
-  """Writes tracks in the project's `.npz` form."""
-  return inputs.save_arrays(
-    path,
-    tracks_xy=tracks.xy,
-    occluded=~tracks.visible,
-    confidence=tracks.confidence,
-    queries_tyx=queries_tyx,
-    size_hw=np.array(size_hw),
   )
 
 

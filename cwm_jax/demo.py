@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cwm_jax import commands, inputs, viz
+from cwm_jax import commands, inputs, track, viz
 from cwm_jax.evals import tapvid_metrics
 from cwm_jax.types import Explanation, InputError, Tracks
 
@@ -80,8 +80,8 @@ def run(
     ("zero motion", lambda: _still(points_xy, len(clip.frames))),
   ]
   rows, table = [], []
-  for name, track in ways:
-    rows.append(_timed(name, track))
+  for name, ask in ways:
+    rows.append(_timed(name, ask))
     table.append(_measured(rows[-1], clip.truth, size_hw))
     # Each line as soon as it is known: the whole takes a minute on a small machine.
     if not as_json:
@@ -89,7 +89,7 @@ def run(
   tracks = rows[0].tracks
   dense = commands.load_tracker(reading._replace(masks=min(reading.masks, _DENSE_MASKS)))
   files = _draw(folder, tracker, dense, clip, tracks, points_xy)
-  files.insert(0, commands.save_tracks(folder / "tracks.npz", tracks, queries, size_hw))
+  files.insert(0, track.save(folder / "tracks.npz", tracks, queries, size_hw=size_hw))
   facts = {"clip": clip.name, "table": table, "files": [str(path) for path in files]}
   commands.report(facts, commands.written(files), as_json=as_json)
 
@@ -138,9 +138,9 @@ def _from_video(path: str) -> _Clip:
   return _Clip(clip.name + note, fps, frames, None, None, max(1, len(chosen) // 3))
 
 
-def _timed(name: str, track) -> _Row:
+def _timed(name: str, ask) -> _Row:
   start = time.perf_counter()
-  tracks = track()
+  tracks = ask()
   return _Row(name, tracks, time.perf_counter() - start)
 
 

@@ -37,14 +37,20 @@ class Clip(NamedTuple):
 
   name:    for titles.
   size_hw: pixels.
-  fps:     frames a second.
-  frames:  starts reading: an iterator of uint8 [H, W, 3].
+  fps:     mean frames a second.
+  length:  how many frames to expect, or None; damaged files hold fewer than they claim.
+  timed:   starts reading: an iterator of (time in seconds, uint8 [H, W, 3]).
   """
 
   name: str
   size_hw: tuple[int, int]
   fps: float
-  frames: Callable[[], Iterator[np.ndarray]]
+  length: int | None
+  timed: Callable[[], Iterator[tuple[float, np.ndarray]]]
+
+  def frames(self) -> Iterator[np.ndarray]:
+    """Starts reading: the frames alone."""
+    return (frame for _, frame in self.timed())
 
 
 def open_clip(path: str) -> Clip:
@@ -59,19 +65,26 @@ def open_clip(path: str) -> Clip:
       Path(path).name,
       (info.height, info.width),
       info.fps or _FOLDER_FPS,
-      lambda: video.iter_frames(path),
+      round(info.duration_s * info.fps) or None,
+      lambda: _read_video(path),
     )
   paths = images.list_images(path)
   if not paths:
     raise InputError(f"the folder {images.shown(path)} holds no images")
   size_hw = images.read_image(paths[0]).shape[:2]
-  return Clip(Path(path).resolve().name, size_hw, _FOLDER_FPS, lambda: _read_folder(paths))
+  name = Path(path).resolve().name
+  return Clip(name, size_hw, _FOLDER_FPS, len(paths), lambda: _read_folder(paths))
 
 
-def _read_folder(paths: list[str]) -> Iterator[np.ndarray]:
+def _read_video(path: str) -> Iterator[tuple[float, np.ndarray]]:
+  with video.VideoFile(path, thread_type="AUTO") as opened:
+    yield from opened.timed()
+
+
+def _read_folder(paths: list[str]) -> Iterator[tuple[float, np.ndarray]]:
   """The images one by one; InputError at the first that is not of the first one's size."""
   first = None
-  for path in paths:
+  for count, path in enumerate(paths):
     frame = images.read_image(path)
     first = frame.shape if first is None else first
     if frame.shape != first:
@@ -79,7 +92,7 @@ def _read_folder(paths: list[str]) -> Iterator[np.ndarray]:
         f"{images.shown(path)} is {frame.shape[1]} x {frame.shape[0]}, the frames before it "
         f"{first[1]} x {first[0]}; frames need one size"
       )
-    yield frame
+    yield count / _FOLDER_FPS, frame
 
 
 def grid_points_xy(count: int, size_hw: tuple[int, int]) -> np.ndarray:
@@ -88,6 +101,41 @@ def grid_points_xy(count: int, size_hw: tuple[int, int]) -> np.ndarray:
   centres = (np.arange(count, dtype=np.float32) + 0.5) / count
   x, y = np.meshgrid(centres * w, centres * h)
   return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def masked_points_xy(path: str, count: int, size_hw: tuple[int, int]) -> np.ndarray:
+  """The bright part of a picture, on a grid of count x count cells over its bounding box.
+
+  Args:
+    path: an image file of the frames' size, or of their proportions.
+    count: cells a side; a cell whose centre is dark has no point.
+    size_hw: the frames' size.
+
+  Returns:
+    float32 [N, 2], (x, y) in pixels of the frames, row by row.
+
+  Raises:
+    InputError: no picture, other proportions, or nothing bright where the cells' centres are.
+  """
+  name = images.shown(path)
+  picture = images.read_image(path)
+  (h, w), (mask_h, mask_w) = size_hw, picture.shape[:2]
+  if abs(mask_h * w - mask_w * h) > max(mask_h * w, mask_w * h) * 0.02:
+    raise InputError(f"{name} is {mask_w} x {mask_h}, the frames are {w} x {h}: other proportions")
+  bright = picture.mean(axis=-1) > 127
+  if not bright.any():
+    raise InputError(f"{name} has nothing bright; points are asked for where the picture is white")
+  rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+  corner = np.array([columns[0], rows[0]])
+  box_hw = (rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0])
+  points = grid_points_xy(count, box_hw) + corner
+  column, row = points.astype(int).T
+  chosen = points[bright[row, column]]
+  if not len(chosen):
+    raise InputError(
+      f"{name}: no centre of {count} x {count} cells is bright; take a larger --grid"
+    )
+  return (chosen * np.array([w / mask_w, h / mask_h])).astype(np.float32)
 
 
 def read_points(path: str, size_hw: tuple[int, int], *, with_time: bool = True) -> np.ndarray:

@@ -35,6 +35,7 @@ _PAPER, _INK, _FAINT = (255, 255, 255), (28, 28, 32), (110, 110, 120)
 _MARGIN = 24
 GAP = 14  # between the pictures of a page, pixels
 _TITLE, _LABEL = 20, 14  # font sizes, pixels
+_TICK = Fraction(1, 90_000)  # seconds: of the times in a video that is not evenly spaced
 _SMOOTH = 2  # drawings are made this many times larger and averaged down
 
 
@@ -254,27 +255,45 @@ def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> Pat
   return Path(path)
 
 
+def partial_path(path: Path) -> Path:
+  """Where `write_mp4` writes until the file is whole."""
+  return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
 def write_mp4(
-  path: str | os.PathLike, frames: Iterable[UInt8[np.ndarray, "h w 3"]], *, fps: float
+  path: str | os.PathLike,
+  frames: Iterable[UInt8[np.ndarray, "h w 3"]],
+  *,
+  fps: float,
+  times_s: Sequence[float] | None = None,
 ) -> Path:
   """Writes an H.264 MP4 that browsers play (yuv420p; an odd last row or column is repeated).
+
+  Args:
+    fps: frames a second.
+    times_s: when each frame comes on display, seconds, ascending; None spaces them evenly.
 
   Raises:
     InputError: the path cannot be written, or there are no frames.
   """
   path = Path(path)
-  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+  partial = partial_path(path)
   try:
     with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
       stream = None
-      for frame in frames:
+      for count, frame in enumerate(frames):
         h, w = frame.shape[:2]
         even = np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")
         if stream is None:
           rate = Fraction(fps).limit_denominator(1001)
           stream = container.add_stream("libx264", rate=rate, options={"crf": "17"})
           stream.height, stream.width, stream.pix_fmt = *even.shape[:2], "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+          if times_s is not None:
+            stream.codec_context.time_base = _TICK
+        drawn = av.VideoFrame.from_ndarray(even, format="rgb24")
+        if times_s is not None:
+          drawn.pts, drawn.time_base = round((times_s[count] - times_s[0]) / _TICK), _TICK
+        container.mux(stream.encode(drawn))
       if stream is None:
         raise InputError(f"no frames to write to {path}")
       container.mux(stream.encode())

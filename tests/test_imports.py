@@ -19,9 +19,11 @@ RANKS = {
   "pretrained": 2,
   **dict.fromkeys(["tracker", "flow_tracker", "tracking", "tasks"], 3),
   "evals": 4,
-  **dict.fromkeys(["train", "evaluate", "label"], 5),
+  **dict.fromkeys(["train", "evaluate", "label", "prepare"], 5),
   **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),
-  "viewer": 6,
+  **dict.fromkeys(
+    ["arguments", "argument_values", "viewer", "track", "dense", "jobs", "doctor", "terminal"], 6
+  ),
 }
 # Rooms of more than one file outside a folder: the tracker's two kinds and how they follow.
 SAME_ROOM = {"tracker", "flow_tracker", "tracking"}

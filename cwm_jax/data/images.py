@@ -35,7 +35,7 @@ def natural_key(path: str | os.PathLike[str]) -> list:
 
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
-  """Reads one image file as RGB, turned upright by its EXIF orientation.
+  """Reads one image file as RGB, turned upright by its EXIF orientation; transparent is black.
 
   Raises:
     InputError: the file is missing, is no image, is cut off, or is larger than 2**27 pixels.
@@ -52,7 +52,10 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
       with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:
           raise InputError(f"{name} claims {image.width}x{image.height} pixels, which is too large")
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        image = ImageOps.exif_transpose(image)
+        if "A" in image.getbands() or "transparency" in image.info:
+          return on_black(np.array(image.convert("RGBA")))
+        return np.array(image.convert("RGB"))
   except InputError:
     raise
   except UnidentifiedImageError as error:  # its message repeats the path
@@ -60,6 +63,12 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   # Pillow's decoders raise almost anything on damaged files (SyntaxError, struct.error, ...).
   except Exception as error:
     raise InputError(f"{name} cannot be read as an image: {error}") from error
+
+
+def on_black(image: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:
+  """RGB and opacity laid over black: what is hidden must not show through, nor change unseen."""
+  opaque = image[..., 3:].astype(np.uint16)
+  return ((image[..., :3] * opaque + 127) // 255).astype(np.uint8)
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[str]:

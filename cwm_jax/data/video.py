@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from cwm_jax.data.images import MAX_PIXELS, shown
+from cwm_jax.data.images import MAX_PIXELS, on_black, shown
 from cwm_jax.data.orientation import turn_upright
 from cwm_jax.types import InputError
 
@@ -384,7 +384,10 @@ def _check_local_file(path: str) -> None:
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
-  """A decoded frame as RGB, turned and mirrored as its display matrix says."""
-  image = frame.to_ndarray(format="rgb24")
+  """A decoded frame as RGB on black, turned and mirrored as its display matrix says."""
+  if any(component.is_alpha for component in frame.format.components):
+    image = on_black(frame.to_ndarray(format="rgba"))
+  else:
+    image = frame.to_ndarray(format="rgb24")
   matrix = frame.side_data.get("DISPLAYMATRIX")
   return image if matrix is None else turn_upright(image, np.frombuffer(matrix, np.int32))

@@ -22,7 +22,9 @@ def test_track_writes_tracks_that_the_tracker_gives_and_a_video_of_them(
   assert (code, err) == (0, "")
   assert "9 points through 6 frames" in out and str(tmp_path / "o" / "tracks.npz") in out
   saved = np.load(tmp_path / "o" / "tracks.npz")
-  assert set(saved) == {"tracks_xy", "occluded", "confidence", "queries_tyx", "size_hw"}
+  names = {"tracks_xy", "occluded", "confidence", "queries_tyx", "size_hw", "times_s"}
+  assert set(saved) == names
+  np.testing.assert_allclose(saved["times_s"], np.arange(6) / 10, atol=1e-4)
   np.testing.assert_array_equal(saved["size_hw"], [40, 56])
   assert saved["queries_tyx"].shape == (9, 3) and (saved["queries_tyx"][:, 0] == 0).all()
   np.testing.assert_allclose(saved["queries_tyx"][1], [0, 40 / 6, 28], rtol=1e-6)

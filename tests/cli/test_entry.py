@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import time
 
 import pytest
 
-from cwm_jax import cli
+from cwm_jax import arguments, cli
 
 
 @pytest.mark.parametrize(
@@ -35,8 +37,22 @@ def test_help_shows_every_command_with_an_example(capsys):
     cli.main(["--help"])
   out = capsys.readouterr().out
   assert left.value.code == 0
-  for command in ("demo", "track", "flow", "info", "convert"):
+  listed = re.search(r"\{(.*?)\}", " ".join(arguments.parser().format_usage().split()))
+  names = re.findall(r"^    (\w+) ", out, re.MULTILINE)
+  assert listed is None and len(names) >= 10
+  for command in names:
     assert f"\n  cwm-jax {command}" in out
+
+
+@pytest.mark.parametrize("command", ["track", "dense", "eval", "train", "view"])
+def test_a_commands_help_has_examples_that_can_be_parsed(capsys, command):
+  with pytest.raises(SystemExit) as left:
+    cli.main([command, "--help"])
+  examples = re.findall(r"^  (cwm-jax .*)$", capsys.readouterr().out, re.MULTILINE)
+  assert left.value.code == 0 and len(examples) >= 2
+  for example in examples:
+    words = shlex.split(re.split(r"   +", example)[0])
+    assert arguments.parser().parse_args(words[1:]).run.startswith("cwm_jax.")
 
 
 def test_ctrl_c_leaves_with_130_and_no_traceback(clip_path, weights_path, tmp_path):

@@ -1,0 +1,373 @@
+"""The command line of `cwm-jax`: which commands there are and what each is given."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+
+from cwm_jax import argument_values as values
+
+_EXAMPLES = """examples:
+  cwm-jax demo                                 track a rendered clip with known truth
+  cwm-jax demo clip.mp4 --out pictures         the same on your own file
+  cwm-jax track clip.mp4 --grid 8              64 points of the first frame
+  cwm-jax track frames/ --points points.csv    your own points; header t,y,x
+  cwm-jax track clip.mp4 --in-mask dog.png     points where the picture is white
+  cwm-jax track clip.mp4 --mode chain          from frame to frame
+  cwm-jax flow a.png b.png --stride 4          dense flow: .flo and a picture
+  cwm-jax view clip.mp4                        click a point, see how the answer comes about
+  cwm-jax dense clip.mp4 --stride 4            a flow field for every frame
+  cwm-jax eval --tapvid tapvid_davis.pkl       accuracy on TAP-Vid beside other trackers
+  cwm-jax train runs/mine --videos my_videos   carry the weights on with on your videos
+  cwm-jax info                                 what the shipped weights are
+  cwm-jax doctor                               what this machine has, what is missing
+  cwm-jax convert WORKDIR model.safetensors    a training run's weights as one file
+  cwm-jax convert opt-cwm-512 o.safetensors    a public release, fetched and converted
+
+Coordinates are pixels of the frames as given; the image's corner is (0, 0), the centre of its first
+pixel (0.5, 0.5). `cwm-jax COMMAND --help` tells what a command writes."""
+
+_CLIP = "video file or folder of frames"
+_WIDTH = 80
+
+
+def parser() -> argparse.ArgumentParser:
+  """The parser; what it makes holds `run`, "module:function", beside the function's arguments."""
+  whole = argparse.ArgumentParser(
+    prog="cwm-jax",
+    description="Motion read out of a world model: no flow head, no motion labels.",
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+  demo = _command(
+    commands,
+    "demo",
+    "track 16 points and draw what was seen",
+    "Tracks 16 points through a rendered clip whose truth is known, or through VIDEO, and writes "
+    "overlay.mp4, flow.png, heatmaps.png, explanation.png and tracks.npz.",
+  )
+  demo.add_argument("video", nargs="?", metavar="VIDEO", help=_CLIP)
+  _add_reading(demo)
+  _add_out(demo, "demo")
+  demo.set_defaults(run="cwm_jax.demo:run")
+
+  track = _command(
+    commands,
+    "track",
+    "follow points through a video",
+    "Follows points from their query frame to the end. Writes tracks.npz (tracks_xy [N, T, 2], "
+    "occluded [N, T], confidence [N, T], queries_tyx [N, 3], size_hw [2], times_s [T]) and "
+    "overlay.mp4 (hollow: not seen). A long video takes no more memory than a short one. At Ctrl-C "
+    "the tracks so far are written.",
+    "  cwm-jax track clip.mp4 --grid 16 --csv\n"
+    "  cwm-jax track clip.mp4 --in-mask dog.png --at 30 --mode anchor\n"
+    "  cwm-jax track frames/ --points points.csv --no-overlay --json",
+  )
+  track.add_argument("video", metavar="VIDEO", help=_CLIP)
+  points = track.add_mutually_exclusive_group()
+  points.add_argument(
+    "--grid",
+    type=values.positive,
+    default=8,
+    metavar="N",
+    help="N x N points of a frame (default: 8)",
+  )
+  points.add_argument("--points", metavar="FILE", help="CSV with the header t,y,x")
+  track.add_argument(
+    "--in-mask", dest="within", metavar="PICTURE", help="the grid only where this picture is white"
+  )
+  track.add_argument(
+    "--at", type=values.count, default=0, metavar="T", help="the grid's frame (default: 0)"
+  )
+  track.add_argument(
+    "--mode",
+    choices=("query", "chain", "anchor"),
+    default="query",
+    help="each frame is compared with the query's own, so errors do not add up (query); with the "
+    "one in which the point was last seen (chain); with both, and the query's own is believed "
+    "where it is confident (anchor) (default: query)",
+  )
+  track.add_argument(
+    "--csv",
+    dest="table",
+    action="store_true",
+    help="write tracks.csv too: point,t,x,y,occluded,confidence",
+  )
+  track.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no video")
+  _add_reading(track)
+  _add_out(track, "tracks")
+  track.set_defaults(run="cwm_jax.track:run")
+
+  flow = _command(
+    commands,
+    "flow",
+    "where the points of image A are in image B",
+    "Without --points: dense flow, as flow.flo (read out every --stride pixels, interpolated "
+    "between) and flow.png. With --points: points.npz (from_xy, to_xy [N, 2], occluded, "
+    "confidence [N], size_hw) and points.png.",
+  )
+  flow.add_argument("first", metavar="A", help="image file")
+  flow.add_argument("second", metavar="B", help="image file of the same size")
+  where = flow.add_mutually_exclusive_group()
+  where.add_argument(
+    "--stride",
+    type=values.positive,
+    default=8,
+    metavar="N",
+    help="pixels between read-outs (default: 8)",
+  )
+  where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
+  _add_reading(flow)
+  _add_out(flow, "flow")
+  flow.set_defaults(run="cwm_jax.commands:flow")
+
+  dense = _command(
+    commands,
+    "dense",
+    "a flow field for every frame of a video",
+    "Flow from each frame to the one --gap later, as 000000.flo (or KITTI's 16-bit .png) and so "
+    "on, and flow.mp4 in colours. Ctrl-C leaves whole files.",
+    "  cwm-jax dense clip.mp4 --stride 4 --out flow\n"
+    "  cwm-jax dense frames/ --format png --gap 5 --masks 4",
+  )
+  dense.add_argument("video", metavar="VIDEO", help=_CLIP)
+  dense.add_argument(
+    "--stride",
+    type=values.positive,
+    default=8,
+    metavar="N",
+    help="pixels between read-outs (default: 8)",
+  )
+  dense.add_argument(
+    "--gap", type=values.positive, default=1, metavar="N", help="frames between a pair (default: 1)"
+  )
+  dense.add_argument(
+    "--format", dest="form", choices=("flo", "png"), default="flo", help="default: flo"
+  )
+  dense.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no flow.mp4")
+  _add_reading(dense)
+  _add_out(dense, "dense")
+  dense.set_defaults(run="cwm_jax.dense:run")
+
+  evaluate = _command(
+    commands,
+    "eval",
+    "how good trackers are, on clips with truth",
+    "Evaluates trackers on TAP-Vid (a .pkl, a folder of its shards, or of clip folders), on frame "
+    "pairs with .flo truth, or on procedural scenes (default: 100 of them), and prints a table for "
+    "each. Killed, it goes on with the same command. Fractions are printed as percent.",
+    "  cwm-jax eval                                     the shipped weights on 100 scenes\n"
+    "  cwm-jax eval --tapvid tapvid_davis.pkl --trackers mm10,zero,lk\n"
+    "  cwm-jax eval --scenes 500 --weights mine.safetensors --json",
+  )
+  evaluate.add_argument("--tapvid", metavar="PATH", help="clips of TAP-Vid")
+  evaluate.add_argument("--flow-pairs", metavar="FOLDER", help="frame pairs with .flo truth")
+  evaluate.add_argument(
+    "--scenes",
+    type=values.positive,
+    metavar="N",
+    help="so many of the 500 frozen procedural scenes",
+  )
+  evaluate.add_argument(
+    "--trackers",
+    type=values.names,
+    metavar="A,B",
+    help="mm<N> (the weights with N masks), zero, phase, dis, farneback, lk, a weights file or a "
+    "release's name (default: mm10,mm1,zero,phase)",
+  )
+  evaluate.add_argument(
+    "--protocols", type=values.names, metavar="A,B", help="of TAP-Vid (default: first,cfg)"
+  )
+  evaluate.add_argument("--weights", metavar="FILE", help="what mm<N> asks (default: the shipped)")
+  evaluate.add_argument("--readout", choices=("argmax", "soft", "window"), help="default: window")
+  evaluate.add_argument(
+    "--zoom", type=values.count, metavar="N", help="rounds of zoom (default: 0)"
+  )
+  _add_settings(evaluate)
+  _add_out(evaluate, "evaluation")
+  evaluate.set_defaults(run="cwm_jax.jobs:evaluate")
+
+  train = _command(
+    commands,
+    "train",
+    "carry weights on with on your own videos",
+    "Fine-tunes weights on a folder of videos (configs/finetune.py), or trains by another config, "
+    "and writes WORKDIR/model.safetensors, which --weights takes. Ctrl-C saves; the same command "
+    "goes on. Pictures of predictions, metrics and checkpoints are in WORKDIR.",
+    "  cwm-jax train runs/mine --videos my_videos --minutes 30\n"
+    "  cwm-jax track clip.mp4 --weights runs/mine/model.safetensors\n"
+    "  cwm-jax train runs/match --config pretrain_tiny:match      from scratch, on scenes\n"
+    "  cwm-jax train runs/mine --videos v --set optim.peak_lr=1e-4",
+  )
+  train.add_argument("workdir", metavar="WORKDIR", help="folder of the run")
+  train.add_argument(
+    "--config",
+    dest="config_name",
+    metavar="NAME[:ARG]",
+    help="one of those that come with the package (default: finetune)",
+  )
+  train.add_argument("--videos", metavar="FOLDER", help="folder of videos, list file or video")
+  train.add_argument(
+    "--from",
+    dest="weights",
+    metavar="FILE",
+    help="weights file, release's name or another WORKDIR to start from (default: the shipped)",
+  )
+  train.add_argument("--steps", type=values.positive, metavar="N", help="length of the whole run")
+  train.add_argument(
+    "--minutes",
+    type=values.above_zero,
+    metavar="M",
+    help="leave after so long; the next call goes on",
+  )
+  train.add_argument("--batch", type=values.positive, metavar="N", help="pairs a step")
+  _add_settings(train)
+  _add_json(train)
+  train.set_defaults(run="cwm_jax.jobs:train")
+
+  view = _command(
+    commands,
+    "view",
+    "click a point and see how its track comes about",
+    "Serves one page on this machine (127.0.0.1 only): scrub, click a point, and see the mark, the "
+    "predictions with and without it, each mask's response, their mean, and the track. Without "
+    "VIDEO it shows a rendered clip whose truth is known. Nothing leaves the machine.",
+    "  cwm-jax view\n  cwm-jax view clip.mp4 --start 300 --frames 120\n"
+    "  ssh -L 8765:127.0.0.1:8765 HOST            to see it from another machine",
+  )
+  view.add_argument("video", nargs="?", metavar="VIDEO", help=_CLIP)
+  view.add_argument(
+    "--start", type=values.count, default=0, metavar="T", help="first frame to show (default: 0)"
+  )
+  view.add_argument(
+    "--frames", type=values.positive, default=240, metavar="N", help="frames to show (default: 240)"
+  )
+  view.add_argument(
+    "--port",
+    type=values.port,
+    metavar="N",
+    help="default: 8765, or any free one where that is taken",
+  )
+  view.add_argument(
+    "--browser", action="store_true", help="open the page in this machine's browser"
+  )
+  _add_reading(view)
+  view.set_defaults(run="cwm_jax.viewer.command:run")
+
+  info = _command(
+    commands, "info", "what a weights file holds", "Prints config, scores, names and shapes."
+  )
+  info.add_argument(
+    "weights",
+    nargs="?",
+    metavar="WEIGHTS",
+    help=".safetensors file or name of a release (default: the shipped one)",
+  )
+  _add_json(info)
+  info.set_defaults(run="cwm_jax.commands:info")
+
+  convert = _command(
+    commands,
+    "convert",
+    "weights from one form into another",
+    "IN is a training run's folder (its newest checkpoint is taken, the running average of the "
+    "parameters where one is kept), a released checkpoint (.pt, .pth, .safetensors), or a name of "
+    "a release: then OUT is a weights file of this project (of a joint training, the mark it "
+    "learned). Or IN is such a weights file: then OUT "
+    "has the release's names and layouts. Every key of either side is accounted for; where that "
+    "fails, both lists are printed.",
+  )
+  convert.add_argument("source", metavar="IN", help="folder, checkpoint, weights file or name")
+  convert.add_argument("out", metavar="OUT", help=".safetensors file to write")
+  convert.add_argument(
+    "--dtype", choices=("float32", "bfloat16"), default="float32", help="how numbers are stored"
+  )
+  convert.add_argument(
+    "--over",
+    metavar="FILE",
+    help="joint-training checkpoint whose flow predictor is laid over IN, as the release does",
+  )
+  convert.add_argument(
+    "--keep-base", action="store_true", help="of --over, or a named release: take the mark only"
+  )
+  convert.add_argument(
+    "--like", metavar="NAME", help="the release that IN is, where its shapes leave that open"
+  )
+  convert.add_argument(
+    "--heads", type=values.two_counts, metavar="E,D", help="attention heads of encoder and decoder"
+  )
+  _add_json(convert)
+  convert.set_defaults(run="cwm_jax.conversion:run")
+
+  doctor = _command(
+    commands,
+    "doctor",
+    "what this machine has, what is missing, how to get it",
+    "Looks at versions, devices, weights, caches and folders. Exit code 1 where something that is "
+    "needed is missing.",
+  )
+  _add_json(doctor)
+  doctor.set_defaults(run="cwm_jax.doctor:run")
+  return whole
+
+
+def _command(
+  commands, name: str, summary: str, description: str, examples: str = ""
+) -> argparse.ArgumentParser:
+  """A command; its examples are shown as they are written."""
+  return commands.add_parser(
+    name,
+    help=summary,
+    description=textwrap.fill(description, _WIDTH),
+    epilog=examples and f"examples:\n{examples}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of every command that reads motion."""
+  parser.add_argument(
+    "--weights",
+    metavar="FILE",
+    help="weights file, or a release's name such as opt-cwm-512 (default: the one that is shipped)",
+  )
+  parser.add_argument(
+    "--masks",
+    type=values.positive,
+    default=10,
+    metavar="N",
+    help="masks averaged; more is slower and better (default: 10)",
+  )
+  parser.add_argument(
+    "--readout",
+    choices=("argmax", "soft", "window"),
+    default="window",
+    help="how the response is read; window goes below a pixel (default: window)",
+  )
+  parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
+
+
+def _add_out(parser: argparse.ArgumentParser, out: str) -> None:
+  parser.add_argument(
+    "--out", default=out, metavar="DIR", help=f"folder for what is written (default: {out})"
+  )
+  _add_json(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--set",
+    dest="settings",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="any key of configs/base.py; may be given several times",
+  )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--json", dest="as_json", action="store_true", help="print JSON instead of text"
+  )

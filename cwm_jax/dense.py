@@ -1,0 +1,101 @@
+"""`cwm-jax dense`: a flow field for every frame of a video, as files and as a video of colours."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cwm_jax import commands, inputs, terminal, viz
+from cwm_jax.data import flowfiles
+from cwm_jax.types import InputError
+
+_WRITERS = {"flo": flowfiles.write_flo, "png": flowfiles.write_kitti}
+_READERS = {"flo": flowfiles.read_flo, "png": flowfiles.read_kitti}
+_DRAWN = 98  # percentile of a frame's flow lengths that is drawn in full colour
+
+
+def run(
+  *,
+  video: str,
+  stride: int,
+  gap: int,
+  form: str,
+  overlay: bool,
+  reading: inputs.Reading,
+  out: str,
+  as_json: bool,
+) -> None:
+  """Writes the flow from each frame to the one `gap` later, NNNNNN.flo or .png, and flow.mp4.
+
+  A field is read out every `stride` pixels and interpolated between. Every file is whole or absent,
+  so that what an interrupted run leaves can be used; the same command begins anew.
+
+  Args:
+    video: file or folder of frames.
+    stride: pixels between read-outs.
+    gap: frames between the two of a pair.
+    form: "flo" (Middlebury) or "png" (KITTI's 16 bits, to 1/64 pixel).
+    overlay: draw flow.mp4.
+    reading, out, as_json: what all commands have.
+
+  Raises:
+    InputError: anything given that cannot be used, or a video with too few frames.
+  """
+  clip = inputs.open_clip(video)
+  folder = inputs.output_folder(out)
+  tracker = commands.load_tracker(reading)
+  start = time.perf_counter()
+  written: list[Path] = []
+  lengths: list[float] = []
+
+  def kept() -> str:
+    return f"the first {len(written)} fields are in {folder}" if written else ""
+
+  with terminal.keeping(kept):
+    total = None if clip.length is None else max(0, clip.length - gap)
+    pairs = terminal.progress(_pairs(clip.frames(), gap), total=total, unit="fields")
+    for first, second in pairs:
+      coarse_xy, at_xy = tracker.dense_flow(first, second, stride=stride)
+      path = folder / f"{len(written):06d}.{form}"
+      _write_whole(path, viz.spread(coarse_xy, at_xy, clip.size_hw))
+      written.append(path)
+      lengths.append(float(np.percentile(np.hypot(*np.moveaxis(coarse_xy, -1, 0)), _DRAWN)))
+  if not written:
+    raise InputError(f"{video} has no two frames that are {gap} apart")
+  seconds = time.perf_counter() - start
+  files = [written[0], written[-1]]
+  if overlay:
+    longest = max(float(np.median(lengths)) * 1.5, 1e-6)
+    colours = (viz.flow_colours(_READERS[form](p)[0], longest=longest) for p in written)
+    files.append(viz.write_mp4(folder / "flow.mp4", colours, fps=clip.fps))
+  facts = {
+    "fields": len(written),
+    "gap": gap,
+    "seconds": round(seconds, 2),
+    "files": [str(path) for path in (*written, *files[2:])],
+  }
+  text = f"{len(written)} fields, each to {gap} frames later, in {seconds:.1f} s"
+  commands.report(facts, text + commands.written(files), as_json=as_json)
+
+
+def _pairs(frames: Iterator[np.ndarray], gap: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Each frame with the one `gap` later; held are those in between."""
+  held: deque[np.ndarray] = deque(maxlen=gap + 1)
+  for frame in frames:
+    held.append(frame)
+    if len(held) == gap + 1:
+      yield held[0], held[-1]
+
+
+def _write_whole(path: Path, flow_xy: np.ndarray) -> None:
+  partial = path.with_name(f"{path.name}.partial")
+  try:
+    _WRITERS[path.suffix[1:]](partial, flow_xy)
+    os.replace(partial, path)
+  except OSError as error:
+    raise InputError(f"cannot write {path}: {error.strerror or error}") from None

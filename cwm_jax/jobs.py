@@ -1,0 +1,252 @@
+"""`cwm-jax eval` and `cwm-jax train`: the jobs of `cwm_jax.main` without a config file to write.
+
+Both are resumable: the same command goes on where the last one ended.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cwm_jax import commands, terminal
+from cwm_jax.types import InputError
+
+_SCENES = 100  # when nothing else is asked for
+
+
+def evaluate(
+  *,
+  tapvid: str | None,
+  flow_pairs: str | None,
+  scenes: int | None,
+  trackers: Sequence[str] | None,
+  protocols: Sequence[str] | None,
+  weights: str | None,
+  readout: str | None,
+  zoom: int | None,
+  settings: Sequence[str],
+  out: str,
+  as_json: bool,
+) -> None:
+  """Evaluates trackers on TAP-Vid clips, frame pairs with true flow, or procedural scenes.
+
+  Args:
+    tapvid, flow_pairs, scenes: the data; without any, 100 procedural scenes.
+    trackers: such as mm10, zero, phase, a weights file; None takes the config's.
+    weights: what mm<N> asks; None takes the shipped ones.
+    readout, zoom: of these; None takes the config's.
+    settings: KEY=VALUE, of section `evaluate` or of any.
+    out: folder for results.json, reports and figures.
+    as_json: print the numbers instead of tables.
+
+  Raises:
+    InputError: anything given that cannot be used.
+  """
+  from cwm_jax import evaluate as job
+  from cwm_jax.configs import base
+  from cwm_jax.pretrained import releases
+
+  config = base.get_config()
+  config.job = "evaluate"
+  if not (tapvid or flow_pairs or scenes):
+    scenes = _SCENES
+  given = {
+    "tapvid": tapvid,
+    "flow_pairs": flow_pairs,
+    "scenes": scenes,
+    "trackers": trackers and tuple(trackers),
+    "protocols": protocols and tuple(protocols),
+    "weights": weights and str(releases.locate(weights)),
+    "readout": readout,
+    "zoom": zoom,
+  }
+  config.evaluate.update({name: value for name, value in given.items() if value is not None})
+  set_keys(config, settings)
+  config.lock()
+  printed = io.StringIO()
+  with terminal.log_shown(), contextlib.redirect_stdout(printed if as_json else sys.stdout):
+    numbers = job.run(config, out)
+  files = [Path(out) / job.RESULTS]
+  facts = {"results": numbers, "files": [str(path) for path in files]}
+  commands.report(facts, commands.written(files).strip("\n"), as_json=as_json)
+
+
+def train(
+  *,
+  workdir: str,
+  config_name: str | None,
+  videos: str | None,
+  weights: str | None,
+  steps: int | None,
+  minutes: float | None,
+  batch: int | None,
+  settings: Sequence[str],
+  as_json: bool,
+) -> int:
+  """Carries weights on with on a folder of videos, or trains by a named config.
+
+  Leaves WORKDIR/model.safetensors, which `--weights` of every command takes.
+
+  Args:
+    workdir: for checkpoints, metrics, pictures.
+    config_name: NAME or NAME:ARGUMENT of configs/; None takes `finetune`.
+    videos: folder of videos, list file or one video.
+    weights: what to start from: a weights file, a release's name, another run's folder; None takes
+      the shipped ones for `finetune`, and what the config says for others.
+    steps: how long to train in all; None takes the config's.
+    minutes: leave after so long; the same command goes on.
+    batch: pairs a step.
+    settings: KEY=VALUE of any config key.
+
+  Returns:
+    The exit code: 0 done, 3 where the loss stopped being a number, 130 when it was interrupted.
+
+  Raises:
+    InputError: anything given that cannot be used.
+  """
+  from cwm_jax import conversion
+  from cwm_jax import train as job
+
+  config = load_config(config_name or "finetune")
+  if config_name is None:
+    if videos is None and not settings:
+      raise InputError("name your videos by --videos FOLDER, or a config by --config NAME")
+    _start_from(config, weights)
+  elif weights is not None:
+    config.init_from = weights if Path(weights).is_dir() else _located(weights)
+  if videos is not None:
+    config.data.sources.video.paths = videos
+    if not config.data.sources.video.weight:
+      config.data.sources.video.weight = 1.0
+  if steps is not None:
+    config.total = f"{steps} steps"
+  if minutes is not None:
+    config.stop_after = f"{minutes:g} minutes"
+  if batch is not None:
+    config.data.batch_size = batch
+  set_keys(config, settings)
+  config.lock()
+  with terminal.log_shown(), _ctrl_c_saves() as interrupted:
+    try:
+      state = job.train(config, workdir)
+    except job.NonFiniteError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return 3
+  if interrupted:
+    print(f"interrupted at step {int(state.step)}; the same command goes on", file=sys.stderr)
+    return 130
+  if config.task == "pretrain":
+    conversion.run(
+      source=workdir,
+      out=str(Path(workdir) / "model.safetensors"),
+      dtype="float32",
+      over=None,
+      keep_base=False,
+      like=None,
+      heads=None,
+      as_json=as_json,
+    )
+  return 0
+
+
+def load_config(name: str) -> Any:
+  """The config NAME or NAME:ARGUMENT that comes with the package, unlocked.
+
+  Raises:
+    InputError: there is none of that name, or it refuses the argument.
+  """
+  module, _, argument = name.partition(":")
+  known = sorted(p.stem for p in Path(_configs().__path__[0]).glob("*.py") if p.stem[0] != "_")
+  if module not in known:
+    raise InputError(f"there is no config {module!r}; choose one of {', '.join(known)}")
+  make = importlib.import_module(f"cwm_jax.configs.{module}").get_config
+  try:
+    return make(argument) if argument else make()
+  except (TypeError, ValueError) as error:
+    raise InputError(f"config {name}: {error}") from None
+
+
+def set_keys(config: Any, settings: Sequence[str]) -> None:
+  """Sets config keys from KEY=VALUE; a value is a Python literal or, for a text key, text.
+
+  Raises:
+    InputError: no such key, naming its nearest neighbour, or a value of another kind.
+  """
+  for setting in settings:
+    path, equals, text = setting.partition("=")
+    if not equals:
+      raise InputError(f"{setting!r} is not KEY=VALUE")
+    section, names = config, path.split(".")
+    for depth, name in enumerate(names):
+      if not hasattr(section, "keys") or name not in section:
+        near = difflib.get_close_matches(name, list(getattr(section, "keys", list)()), n=1)
+        wanted = ".".join([*names[:depth], *near])
+        hint = f": did you mean {wanted!r}?" if near else ""
+        raise InputError(f"the config has no key {path!r}{hint}")
+      if depth < len(names) - 1:
+        section = section[name]
+    try:
+      value = text if isinstance(section[names[-1]], str) else ast.literal_eval(text)
+      section[names[-1]] = value
+    except (ValueError, SyntaxError, TypeError):
+      kind = type(section[names[-1]]).__name__
+      raise InputError(f"{path} is of type {kind}, and {text!r} is not") from None
+
+
+def _start_from(config: Any, weights: str | None) -> None:
+  """Makes the config's network that of the weights, which become its first parameters."""
+  from cwm_jax.pretrained import flow_networks
+  from cwm_jax.pretrained import weights as weights_file
+
+  path = str(weights_file.shipped()) if weights is None else _located(weights)
+  theirs = weights_file.read_header(path).config
+  if flow_networks.is_flow_network(theirs) or "model" not in theirs:
+    raise InputError(f"{path} holds no predictor; only a predictor can be trained on videos alone")
+  for name, value in theirs["model"].items():
+    config.model[name] = tuple(value) if isinstance(value, list) else value
+  config.init_from = path
+
+
+def _located(weights: str) -> str:
+  from cwm_jax.pretrained import releases
+
+  return str(releases.locate(weights))
+
+
+def _configs() -> Any:
+  return importlib.import_module("cwm_jax.configs")
+
+
+@contextlib.contextmanager
+def _ctrl_c_saves() -> Iterator[list[bool]]:
+  """A block in which Ctrl-C, the first time, ends training as SIGTERM does: saved, at a step's end.
+
+  Yields:
+    A list that is empty until then.
+  """
+  seen: list[bool] = []
+
+  def hear(*_):
+    if seen:
+      os._exit(130)
+    seen.append(True)
+    print("\nsaving; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  # The command line's own way of leaving at once is put aside meanwhile.
+  wake = signal.set_wakeup_fd(-1)
+  before = signal.signal(signal.SIGINT, hear)
+  try:
+    yield seen
+  finally:
+    signal.signal(signal.SIGINT, before)
+    signal.set_wakeup_fd(wake)
