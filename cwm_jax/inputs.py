@@ -126,9 +126,8 @@ def masked_points_xy(path: str, count: int, size_hw: tuple[int, int]) -> np.ndar
   if not bright.any():
     raise InputError(f"{name} has nothing bright; points are asked for where the picture is white")
   rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
-  corner = np.array([columns[0], rows[0]])
-  box_hw = (rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0])
-  points = grid_points_xy(count, box_hw) + corner
+  box_hw = (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
+  points = grid_points_xy(count, box_hw) + np.array([columns[0], rows[0]])
   column, row = points.astype(int).T
   chosen = points[bright[row, column]]
   if not len(chosen):
