@@ -159,10 +159,16 @@ def get_config() -> ConfigDict:
 
   s.labels = ConfigDict(dict(weight=0.0, paths=""))  # folder that the labelling job wrote
 
-  c.mesh = ConfigDict(dict(data=-1, fsdp=1))  # devices an axis; -1 takes what is left
+  # Devices an axis; -1 takes what is left. tensor: how many share the work on each pair.
+  c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   # (regex on the parameter's path, tactic), first match wins; "fsdp" splits the largest axis that
-  # divides, "replicated" splits nothing.
-  c.sharding = ((".*", "fsdp"),)
+  # divides, "columns" and "rows" split the last axis or the one before over mesh.tensor and then as
+  # "fsdp", "replicated" splits nothing.
+  c.sharding = (
+    ("(qkv|fc1)/(kernel|bias)$", "columns"),
+    ("(proj|fc2)/kernel$", "rows"),
+    (".*", "fsdp"),
+  )
 
   c.checkpoint = k = ConfigDict()
   k.every = "1000 steps"

@@ -45,21 +45,26 @@ def in_dtype(model: Any, dtype: str | None, attention_dtype: str | None = None) 
   return {**model, **named}
 
 
-def build_flow_predictor(flow_predictor: Any):
+def build_flow_predictor(flow_predictor: Any, model: Any = None):
   """Makes the flow-conditioned predictor that `config.flow_predictor` describes.
 
   Args:
     flow_predictor: mapping with the keys of `configs/base.py`'s `flow_predictor` section.
+    model: as in `build`; the predictor as which kind "moved" begins.
 
   Raises:
-    ValueError: an unknown kind or dtype.
+    ValueError: an unknown kind or dtype, or a predictor as which it cannot begin.
   """
   from cwm_jax.models.flow_predictor import FlowConditionedPredictor, SingleStreamFlowPredictor
 
   kinds = {"single": SingleStreamFlowPredictor, "two_stream": FlowConditionedPredictor}
   kind = flow_predictor["kind"]
+  if kind == "moved":
+    return _build_moved(flow_predictor, model)
   if kind not in kinds:
-    raise ValueError(f"flow_predictor.kind is {kind!r}; choose one of {', '.join(kinds)}")
+    raise ValueError(
+      f"flow_predictor.kind is {kind!r}; choose one of {', '.join((*kinds, 'moved'))}"
+    )
   shared = {key: flow_predictor[key] for key in ("patch", "mlp_ratio", "remat")}
   sizes = dict(flow_predictor[kind])
   if kind == "two_stream":
@@ -99,6 +104,28 @@ def build_flow_network(flow_network: Any):
     **{key: tuple(flow_network[key]) for key in tuples},
     **{key: flow_network[key] for key in (*keys, *own)},
     dtype=_dtype(flow_network, "flow_network"),
+  )
+
+
+def _build_moved(flow_predictor: Any, model: Any):
+  from cwm_jax.models.moved_patches import MovedPatchesFlowPredictor
+
+  if model is None:
+    raise ValueError("flow_predictor.kind 'moved' begins as a predictor, and there is none here")
+  if model["positions"] != "rotary" or model["masking"] != "drop":
+    raise ValueError(
+      "flow_predictor.kind 'moved' begins as a predictor with positions='rotary' and "
+      f"masking='drop', not {model['positions']!r} and {model['masking']!r}"
+    )
+  keys = (
+    "patch encoder_width encoder_depth encoder_heads decoder_width decoder_depth decoder_heads "
+    "mlp_ratio context"
+  ).split()
+  return MovedPatchesFlowPredictor(
+    **{key: model[key] for key in keys},
+    remat=flow_predictor["remat"],
+    attention_impl=flow_predictor["attention_impl"] or None,
+    dtype=_dtype(flow_predictor, "flow_predictor"),
   )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cwm_jax import models, tasks
 from cwm_jax.counterfactual import perturb
@@ -37,10 +38,13 @@ def build(config: Any) -> joint.Joint:
   image_hw = tuple(settings.image_hw) or predictor_hw
   try:
     predictor = models.build(model)
-    flow_predictor = models.build_flow_predictor(config.flow_predictor)
+    flow_predictor = models.build_flow_predictor(config.flow_predictor, model)
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise InputError(f"config.joint or config.flow_predictor cannot be built: {error}") from None
   perturber, given = _perturber(config.perturber, model)
+  if config.flow_predictor.kind == "moved":
+    # Its own copies: these are trained, and a step gives up its parameters' memory.
+    given[joint.FLOW_PREDICTOR] = jax.tree.map(np.copy, params)
   ratio = settings.mask_ratio or model["mask_ratio"]
   preset = readout.presets(config.data.sources.scenes)[-1]
   task = joint.Joint(
