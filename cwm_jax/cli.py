@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     options = vars(arguments.parser().parse_args(argv))
     module, _, function = options.pop("run").partition(":")
-    if "readout" in options:
+    if "masks" in options:
       from cwm_jax.inputs import Reading
 
       options["reading"] = Reading(**{name: options.pop(name) for name in Reading._fields})

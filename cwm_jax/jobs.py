@@ -1,6 +1,6 @@
-"""`cwm-jax eval` and `cwm-jax train`: the jobs of `cwm_jax.main` without a config file to write.
+"""`cwm-jax eval`, `train` and `label`: the jobs of `cwm_jax.main` without a config file to write.
 
-Both are resumable: the same command goes on where the last one ended.
+All are resumable: the same command goes on where the last one ended.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ def train(
       config.data.sources.video.weight = 1.0
   if steps is not None:
     config.total = f"{steps} steps"
+    if config_name is None:
+      config.optim.warmup = f"{min(50, steps // 10)} steps"
   if minutes is not None:
     config.stop_after = f"{minutes:g} minutes"
   if batch is not None:
@@ -144,7 +146,7 @@ def train(
   if interrupted:
     print(f"interrupted at step {int(state.step)}; the same command goes on", file=sys.stderr)
     return 130
-  if config.task == "pretrain":
+  if config.task != "joint":
     conversion.run(
       source=workdir,
       out=str(Path(workdir) / "model.safetensors"),
@@ -156,6 +158,48 @@ def train(
       as_json=as_json,
     )
   return 0
+
+
+def label(
+  *,
+  videos: str | None,
+  tracker: str | None,
+  pairs: int | None,
+  points: int | None,
+  settings: Sequence[str],
+  out: str,
+  as_json: bool,
+) -> None:
+  """Asks a tracker about points of many pairs and keeps its answers for training.
+
+  Args:
+    videos: folder of videos, list file or one video; None takes rendered scenes.
+    tracker, pairs, points: see section `label` of configs/base.py; None takes the config's.
+    settings: KEY=VALUE of any config key.
+    out: folder for shards, manifest and pictures.
+    as_json: print the manifest instead of a line.
+
+  Raises:
+    InputError: anything given that cannot be used.
+  """
+  from cwm_jax import label as job
+
+  config = load_config("label")
+  given = {"tracker": tracker, "pairs": pairs, "points": points}
+  config.label.update({name: value for name, value in given.items() if value is not None})
+  if videos is not None:
+    config.data.sources.scenes.weight = 0.0
+    config.data.sources.video.update(weight=1.0, paths=videos)
+  set_keys(config, settings)
+  config.lock()
+  with terminal.log_shown():
+    manifest = job.run(config, out)
+  text = f"{manifest['points']} points of {manifest['pairs']} pairs"
+  if not manifest["complete"]:
+    text += "; the same command goes on"
+  files = [Path(out) / name for name in (*manifest["shards"], job.MANIFEST)]
+  facts = {**manifest, "files": [str(path) for path in files]}
+  commands.report(facts, text + commands.written([files[-1]]), as_json=as_json)
 
 
 def load_config(name: str) -> Any:

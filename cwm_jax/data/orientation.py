@@ -1,9 +1,14 @@
-"""Turning pictures as a video's display matrix says. Called by `video`."""
+"""From decoded frames to pictures: RGB, on black, turned as a video's display matrix says."""
 
 from __future__ import annotations
 
+import functools
+
+import av
 import numpy as np
 from jaxtyping import Int32, UInt8
+
+from cwm_jax.data.images import on_black
 
 
 def turn_upright(
@@ -23,3 +28,31 @@ def turn_upright(
     flip_x, flip_y = a < 0, d < 0
   image = image[:, ::-1] if flip_x else image
   return image[::-1] if flip_y else image
+
+
+def upright(frame: av.VideoFrame) -> np.ndarray:
+  """A decoded frame as RGB on black, turned and mirrored as its display matrix says."""
+  return turned(frame, display_matrix(frame))
+
+
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+  """How a frame is to be turned, as `turn_upright` takes it; None where it is upright.
+
+  To ask makes the frame part of a cycle, which is freed late: ask one frame of a stream only.
+  """
+  matrix = frame.side_data.get("DISPLAYMATRIX")
+  return None if matrix is None else np.frombuffer(matrix, np.int32).copy()
+
+
+def turned(frame: av.VideoFrame, matrix: np.ndarray | None) -> np.ndarray:
+  """A decoded frame as RGB on black, turned as a display matrix says."""
+  if _has_alpha(frame.format.name):
+    image = on_black(frame.to_ndarray(format="rgba"))
+  else:
+    image = frame.to_ndarray(format="rgb24")
+  return image if matrix is None else turn_upright(image, matrix)
+
+
+@functools.cache
+def _has_alpha(pixel_format: str) -> bool:
+  return any(component.is_alpha for component in av.VideoFormat(pixel_format).components)

@@ -20,8 +20,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from cwm_jax.data.images import MAX_PIXELS, on_black, shown
-from cwm_jax.data.orientation import turn_upright
+from cwm_jax.data.images import MAX_PIXELS, shown
+from cwm_jax.data.orientation import display_matrix, turned, upright
 from cwm_jax.types import InputError
 
 VIDEO_SUFFIXES = frozenset(
@@ -200,15 +200,20 @@ class VideoFile:
   def timed(
     self, *, start_s: float = 0.0, stop_s: float | None = None
   ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
-    """As `frames`, each frame with the time in seconds at which it comes on display."""
+    """As `frames`, each frame with the time in seconds at which it comes on display.
+
+    All are turned as the first one says.
+    """
     count, shape, time_s = 0, None, 0.0
+    matrix = None
     with self._sentences(lambda: f" after {count} frames, at {time_s:.3f} s"):
       first, later = self._displayed_at(start_s)
       self._left_out = 0
       for time_s, frame in itertools.chain([first], later):
         if stop_s is not None and time_s >= stop_s - _SAME_INSTANT_S:
           return
-        image = upright(frame)
+        matrix = display_matrix(frame) if count == 0 else matrix
+        image = turned(frame, matrix)
         shape = shape or image.shape
         if image.shape != shape:
           raise InputError(f"{self._name} changes its frame size at {time_s:.3f} s")
@@ -381,13 +386,3 @@ def _check_local_file(path: str) -> None:
     raise InputError(f"{name} is not a regular file; a video file is needed")
   if os.path.getsize(path) == 0:
     raise InputError(f"{name} is empty")
-
-
-def upright(frame: av.VideoFrame) -> np.ndarray:
-  """A decoded frame as RGB on black, turned and mirrored as its display matrix says."""
-  if any(component.is_alpha for component in frame.format.components):
-    image = on_black(frame.to_ndarray(format="rgba"))
-  else:
-    image = frame.to_ndarray(format="rgb24")
-  matrix = frame.side_data.get("DISPLAYMATRIX")
-  return image if matrix is None else turn_upright(image, np.frombuffer(matrix, np.int32))

@@ -1,0 +1,129 @@
+"""`cwm-jax eval` and `train`: which config they make, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import command_line
+import numpy as np
+import pytest
+
+from cwm_jax import jobs, viz
+from cwm_jax.pretrained import weights
+from cwm_jax.types import InputError
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("videos")
+  for i in range(2):
+    viz.write_mp4(folder / f"{i}.mp4", command_line.frames(8, 40, 56), fps=10)
+  return folder
+
+
+def test_eval_measures_weights_on_scenes_and_goes_on_where_it_was(capsys, tmp_path, weights_path):
+  argv = ["eval", "--scenes", 2, "--weights", weights_path, "--trackers", "mm1,zero"]
+  argv += ["--set", "evaluate.honesty=False", "--out", tmp_path]
+  code, out, _ = command_line.run(capsys, *argv, "--json")
+  facts = json.loads(out)
+  assert code == 0
+  (rows,) = facts["results"].values()
+  assert set(rows) == {"mm1", "zero"} and 0 < rows["zero"]["median_distance"] < 100
+  code, out, _ = command_line.run(capsys, *argv)
+  assert code == 0 and "scenes-test-v1[2]" in out and "zero" in out and "results.json" in out
+  again = json.loads((tmp_path / "results.json").read_text())["numbers"]
+  assert again == facts["results"]
+
+
+_TINY = ["--steps", 2, "--batch", 2, "--set", "data.sources.scenes.weight=0.0"]
+_TINY += ["--set", "log.eval_every=0 steps", "--set", "log.images_every=0 steps"]
+
+
+def test_train_carries_weights_on_with_on_videos_and_leaves_a_file_that_tracks(
+  capsys, tmp_path, weights_path, videos
+):
+  workdir = tmp_path / "run"
+  argv = ["train", workdir, "--videos", videos, "--from", weights_path, *_TINY, "--json"]
+  code, out, err = command_line.run(capsys, *argv)
+  assert code == 0, err
+  made = workdir / "model.safetensors"
+  assert json.loads(out)["files"] == [str(made)]
+  first, config = weights.load(weights_path)
+  trained, kept = weights.load(made)
+  assert kept["model"] == config["model"]
+  old, new = (weights.flatten(params) for params in (first, trained))
+  moved = [np.abs(old[name] - new[name]).max() for name in old]
+  assert 0 < max(moved) < 0.01
+  argv = ["track", videos / "0.mp4", "--weights", made, "--masks", 1, "--grid", 1, "--no-overlay"]
+  assert command_line.run(capsys, *argv, "--out", tmp_path / "o")[0] == 0
+
+
+def test_ctrl_c_saves_a_training_that_the_same_command_goes_on_with(tmp_path, weights_path, videos):
+  argv = ["train", tmp_path / "run", "--videos", videos, "--from", weights_path, *_TINY]
+  argv[argv.index("--steps") + 1] = 100_000
+  process = subprocess.Popen(
+    [sys.executable, "-m", "cwm_jax.cli", *map(str, argv)],
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  rows = tmp_path / "run" / "metrics.jsonl"
+  deadline = time.monotonic() + 300
+  while not (rows.exists() and rows.stat().st_size) and time.monotonic() < deadline:
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=180)
+  assert process.returncode == 130 and "Traceback" not in stderr
+  assert "the same command goes on" in stderr.splitlines()[-1]
+  step = int(stderr.split("interrupted at step ")[1].split(";")[0])
+  saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+  assert step in saved and step >= 1
+
+
+def test_keys_are_set_with_their_own_types():
+  config = jobs.load_config("pretrain_tiny:view")
+  jobs.set_keys(config, ["optim.peak_lr=0.5", "total=7 steps", "model.image_hw=(64, 32)"])
+  assert (config.optim.peak_lr, config.total, config.model.image_hw) == (0.5, "7 steps", (64, 32))
+
+
+@pytest.mark.parametrize(
+  "setting, told",
+  [
+    ("optim.peek_lr=1", "no key 'optim.peek_lr': did you mean 'optim.peak_lr'"),
+    ("optim.peak_lr.more=1", "no key 'optim.peak_lr.more'"),
+    ("nothing=1", "no key 'nothing'"),
+    ("seed", "'seed' is not KEY=VALUE"),
+    ("seed=many", "seed is of type int, and 'many' is not"),
+    ("optim.peak_lr='a'", "is of type float"),
+    ("seed=__import__('os').getpid()", "is of type int"),
+  ],
+)
+def test_a_setting_that_cannot_be_is_one_sentence(setting, told):
+  with pytest.raises(InputError, match=told.replace("(", r"\(")):
+    jobs.set_keys(jobs.load_config("finetune"), [setting])
+
+
+@pytest.mark.parametrize(
+  "argv, told",
+  [
+    (["train", "W"], "name your videos by --videos FOLDER, or a config"),
+    (["train", "W", "--config", "pretrain_tine"], "there is no config 'pretrain_tine'"),
+    (["train", "W", "--config", "pretrain_tiny:mtach"], "unknown stage 'mtach'"),
+    (["train", "W", "--videos", "gone"], "gone"),
+    (["train", "W", "--videos", "v", "--from", "gone.safetensors"], "gone.safetensors"),
+    (["eval", "--tapvid", "gone"], "gone"),
+    (["eval", "--trackers", "best"], "there is no tracker 'best'"),
+  ],
+)
+def test_a_job_that_cannot_be_is_one_sentence_and_exit_code_2(
+  capsys, tmp_path, monkeypatch, argv, told
+):
+  monkeypatch.chdir(tmp_path)
+  code, out, err = command_line.run(capsys, *argv)
+  assert code == 2 and told in err and err.count("\n") == 1 and err.startswith("error: ")
