@@ -227,6 +227,24 @@ def parser() -> argparse.ArgumentParser:
   _add_json(train)
   train.set_defaults(run="cwm_jax.jobs:train")
 
+  label = _command(
+    commands,
+    "label",
+    "a tracker's answers about many pairs, for training",
+    "Asks a tracker about points of many pairs of frames and writes ArrayRecord shards of pair, "
+    "points, flow, confidence and visibility, a manifest and pictures. Killed, it goes on with the "
+    "same command. `cwm-jax train WORKDIR --config distill_tiny` learns from them.",
+    "  cwm-jax label                              rendered scenes, the shipped weights\n"
+    "  cwm-jax label --videos my_videos --pairs 1000 --points 32 --tracker mm10",
+  )
+  label.add_argument("--videos", metavar="FOLDER", help="instead of scenes: folder, list or video")
+  label.add_argument("--tracker", metavar="NAME", help="as in eval --trackers (default: mm4)")
+  for name, what in (("pairs", "in all"), ("points", "of each pair")):
+    label.add_argument(f"--{name}", type=values.positive, metavar="N", help=f"how many, {what}")
+  _add_settings(label)
+  _add_out(label, "labels")
+  label.set_defaults(run="cwm_jax.jobs:label")
+
   view = _command(
     commands,
     "view",

@@ -15,8 +15,8 @@ from cwm_jax.types import InputError
 def build(name: str, settings: Any) -> list[Any]:
   """A tracker by name, one a worker (see `spread.one_each`).
 
-  mm<N> is `evaluate.weights` with N masks; a release or a weights file is itself, a predictor with
-  10 masks; others are baselines.
+  mm<N> is `evaluate.weights` with N masks; a release, a shipped file or a weights file is itself, a
+  predictor with 10 masks; others are baselines.
 
   Args:
     name: of the tracker.
@@ -30,7 +30,7 @@ def build(name: str, settings: Any) -> list[Any]:
     return [trackers.build(name)]
   if masks:
     path = settings.weights or weights.shipped()
-  elif name in releases.names() or name.endswith(".safetensors"):
+  elif name in (*releases.names(), *weights.shipped_names()) or name.endswith(".safetensors"):
     path = releases.locate(name)
   else:
     raise InputError(

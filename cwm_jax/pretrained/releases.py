@@ -132,7 +132,7 @@ def load(name: str, *, keep_base: bool = False) -> Path:
 
 
 def locate(name_or_path: str | os.PathLike) -> Path:
-  """The weights file that somebody means: a path, or a release's name.
+  """The weights file that somebody means: a path, a release's name, or that of a shipped file.
 
   Raises:
     InputError: neither; a torch file, which must be converted first; or as `load`.
@@ -140,10 +140,12 @@ def locate(name_or_path: str | os.PathLike) -> Path:
   path = Path(name_or_path)
   if not path.exists() and str(name_or_path) in names():
     return load(str(name_or_path))
+  if not path.exists() and str(name_or_path) in weights.shipped_names():
+    return weights.shipped(str(name_or_path))
   if not path.is_file():
     raise InputError(
-      f"there is no weights file {str(path)!r}, and the releases known by name are "
-      f"{', '.join(names())}"
+      f"there is no weights file {str(path)!r}, and those known by name are "
+      f"{', '.join([*weights.shipped_names(), *names()])}"
     )
   if torch_file.is_torch_file(path):
     raise InputError(f"{path} is a torch file; first run: cwm-jax convert {path} OUT.safetensors")

@@ -17,7 +17,7 @@ from cwm_jax.pretrained.merge import check_names
 from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
 from cwm_jax.types import InputError
 
-_SHIPPED = "predictor-tiny.safetensors"
+_SHIPPED = "predictor-tiny"
 # What lies beside a predictor in its file.
 _BESIDE = (f"{learned_marks.PERTURBER}/", f"{flow_predictors.FLOW_PREDICTOR}/")
 _STORED = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -36,16 +36,25 @@ class Header(NamedTuple):
   tensors: dict[str, TensorInfo]
 
 
-def shipped() -> Path:
-  """The weights file that comes with the package.
+def shipped(name: str = _SHIPPED) -> Path:
+  """A weights file that comes with the package, by its name; the predictor unless another is meant.
 
   Raises:
-    InputError: this copy of the package carries none.
+    InputError: this copy of the package carries none of that name.
   """
-  path = Path(str(resources.files("cwm_jax.weights"))) / _SHIPPED
+  path = _shipped_folder() / f"{name}.safetensors"
   if not path.is_file():
-    raise InputError(f"this copy of the package carries no {_SHIPPED}; name a weights file")
+    raise InputError(f"this copy of the package carries no {path.name}; name a weights file")
   return path
+
+
+def shipped_names() -> list[str]:
+  """The names of the weights files that come with the package."""
+  return sorted(path.stem for path in _shipped_folder().glob("*.safetensors"))
+
+
+def _shipped_folder() -> Path:
+  return Path(str(resources.files("cwm_jax.weights")))
 
 
 def save(

@@ -1,0 +1,126 @@
+"""The labelling job: what is in the shards, what is said of them, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import label_job
+import numpy as np
+import pytest
+
+from cwm_jax import label
+from cwm_jax.data import labels, procedural, rendering
+from cwm_jax.evals import named, spread
+from cwm_jax.types import InputError, PointFlow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A finished job: (workdir, manifest)."""
+  workdir = tmp_path_factory.mktemp("labels")
+  return workdir, label.run(label_job.get_config(), workdir)
+
+
+def test_each_pair_of_the_source_is_there_once_with_points_on_pixel_centres(whole):
+  workdir, manifest = whole
+  found = label_job.records(workdir)
+  assert [int(record["index"]) for record in found] == list(range(10))
+  scenes = label_job.get_config().data.sources.scenes
+  scene = procedural.draw_scene(
+    scenes.first_seed + 7, procedural.PRESETS["shifts"], max_objects=scenes.max_objects
+  )
+  batch = {f"scene/{name}": value[None] for name, value in scene.items()}
+  drawn = rendering.render_batch(jax.tree.map(np.asarray, batch), size_hw=(16, 16)).frames[0]
+  np.testing.assert_allclose(found[7]["pair"], np.asarray(drawn) * 255, atol=1.0)
+  for record in found:
+    assert record["points_xy"].shape == (3, 2)
+    np.testing.assert_array_equal(record["points_xy"] % 1, 0.5)
+    assert (record["points_xy"] > 0).all() and (record["points_xy"] < 16).all()
+    np.testing.assert_array_equal(record["flow_xy"], 0)
+  assert manifest["complete"] and (manifest["pairs"], manifest["points"]) == (10, 30)
+
+
+def test_the_manifest_on_disk_is_what_was_returned_and_counts_by_shard(whole):
+  workdir, manifest = whole
+  assert json.loads((workdir / label.MANIFEST).read_text()) == json.loads(json.dumps(manifest))
+  assert [shard["pairs"] for shard in manifest["shards"].values()] == [4, 4, 2]
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  assert [row["step"] for row in rows] == [1, 2, 3]
+  assert all(row["kept"] == 1 and row["pairs_per_second"] > 0 for row in rows)
+  assert (workdir / "pictures" / "labels_00000001.png").is_file()
+
+
+def test_a_finished_job_given_again_changes_nothing(whole):
+  workdir, manifest = whole
+  before = {path.name: path.stat().st_mtime_ns for path in labels.find_shards(workdir)}
+  assert label.run(label_job.get_config(), workdir) == manifest
+  assert before == {path.name: path.stat().st_mtime_ns for path in labels.find_shards(workdir)}
+
+
+def test_the_shares_of_two_processes_together_are_the_whole(whole, tmp_path, monkeypatch):
+  for process in (1, 0):
+    monkeypatch.setattr(spread, "my_share", lambda count, p=process: range(p, count, 2))
+    manifest = label.run(label_job.get_config(), tmp_path)
+    assert manifest["complete"] is (process == 0)
+  for mine, one in zip(label_job.records(tmp_path), label_job.records(whole[0]), strict=True):
+    for name in labels.FIELDS:
+      np.testing.assert_array_equal(mine[name], one[name])
+
+
+def test_other_settings_are_refused_by_name(whole):
+  config = label_job.get_config()
+  config.label.points = 5
+  with pytest.raises(InputError, match=r"other settings \(label.points\)"):
+    label.run(config, whole[0])
+
+
+@pytest.mark.parametrize(
+  "change, told",
+  [({"shard_pairs": 3}, "no multiple of data.batch_size"), ({"pairs": 0}, "are 1 or more")],
+)
+def test_settings_that_cannot_be_are_a_sentence(change, told, tmp_path):
+  config = label_job.get_config()
+  config.label.update(change)
+  with pytest.raises(InputError, match=told):
+    label.run(config, tmp_path)
+
+
+def test_filters_keep_what_is_sure_and_comes_back_and_their_shares_are_told(tmp_path, monkeypatch):
+  config = label_job.get_config()
+  config.label.update(
+    pairs=2, points=5, shard_pairs=2, round_trip=True, min_confidence=0.15, max_round_trip=2.0
+  )
+  asked = []
+
+  class Tracker:
+    """Says that all moves 2 pixels to the right, and then half a pixel to the left."""
+
+    def pairs(self, frames, points_xy):
+      asked.append(frames)
+      step = np.array([2.0 if len(asked) == 1 else -0.5, 0.0], np.float32)
+      sure = (np.arange(points_xy.shape[1]) / 10).astype(np.float32)
+      everywhere = np.ones(points_xy.shape[:2], bool)
+      return PointFlow(points_xy + step, everywhere, np.where(everywhere, sure, 0))
+
+  monkeypatch.setattr(named, "build", lambda name, settings: [Tracker()])
+  overall = label.run(config, tmp_path)["overall"]
+  there, back = asked
+  np.testing.assert_array_equal(there[:, ::-1], back)
+  found = label_job.records(tmp_path)
+  for record in found:
+    np.testing.assert_allclose(record["flow_xy"], [[2, 0]] * 5)
+    # What lands outside the frame, 16 pixels wide, cannot come back.
+    left = record["points_xy"][:, 0] + 2 > 16
+    np.testing.assert_allclose(record["round_trip"], np.where(left, np.inf, 1.5), atol=1e-5)
+  assert overall["sure"] == pytest.approx(0.6)
+  consistent = np.mean([np.isfinite(record["round_trip"]) for record in found])
+  assert overall["consistent"] == pytest.approx(consistent)
+  passed = [label.kept(record, config.label)["kept"] for record in found]
+  assert overall["kept"] == pytest.approx(np.mean(passed))
+
+
+def test_points_lie_in_cells_of_their_own():
+  points = label.draw_points(np.random.default_rng(0), 16, (64, 32))
+  assert len({(int(x // 8), int(y // 16)) for x, y in points}) == 16
+  assert label.draw_points(np.random.default_rng(0), 5, (64, 32)).shape == (5, 2)
