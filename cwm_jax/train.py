@@ -20,13 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import checkpoint, optim, progress, schedule, sharding, tasks, writers
+from cwm_jax import checkpoint, programs, progress, schedule, sharding, tasks, writers
 from cwm_jax import leaving as leaving_lib
-from cwm_jax import step as step_lib
 from cwm_jax.configs import base
 from cwm_jax.data import loader, rendering
 from cwm_jax.pretrained import merge, weights
-from cwm_jax.types import FramePair, InputError, PointLabels, TrainState
+from cwm_jax.types import InputError, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +71,16 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   first_process = jax.process_index() == 0
 
   # Where: the devices, the folder.
-  mesh = sharding.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-  batch_size, accumulate = config.data.batch_size, config.optim.accumulate
-  sharding.check_batch(batch_size, accumulate, mesh)
+  mesh = sharding.make_mesh(**config.mesh)
+  batch_size = config.data.batch_size
+  sharding.check_batch(batch_size, config.optim.accumulate, mesh)
   checkpoints = checkpoint.Checkpoints(
     workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
   )
   stack.callback(checkpoints.close)
   checkpoint.keep_config(workdir, config.to_dict(), defaults=base.get_config().to_dict())
 
-  # What: the task, the data, the durations, the optimizer.
+  # What: the task, the data, the durations.
   task = tasks.build(config)
   data = loader.make_loader(
     config.data,
@@ -97,36 +96,18 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   images_every = steps(config.log.images_every, "log.images_every")
   eval_every = steps(config.log.eval_every, "log.eval_every")
   save_every = steps(config.checkpoint.every, "checkpoint.every")
-  names = (
-    "peak_lr scale_lr schedule final_lr_ratio warmup_from_zero b1 b2 eps weight_decay "
-    "decay_exclude freeze clip_norm"
-  )
-  tx, rate = optim.make(
-    total_steps=total,
-    warmup_steps=steps(config.optim.warmup, "optim.warmup"),
-    batch_size=batch_size,
-    slow=[(regex, share, steps(wait, "optim.slow")) for regex, share, wait in config.optim.slow],
-    **{name: config.optim[name] for name in names.split()},
-  )
 
   # State: shapes first, then shardings, then arrays born in their places.
   key = jax.random.key(config.seed)
-  create = partial(step_lib.init_state, task, tx, keep_ema=config.optim.ema_decay > 0)
-  abstract = jax.eval_shape(create, key)
-  places = sharding.state_shardings(abstract, config.sharding, mesh)
+  create, update, wanted, places = programs.build(config, task, mesh, steps=steps)
   whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
   # Restore, by priority: 1. this workdir, 2. init_from, 3. what the task is given, 4. scratch.
-  wanted = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-    abstract,
-    places,
-  )
   state = checkpoints.restore(wanted, data)
   if state is not None:
     log.info("going on from step %d in %s", int(state.step), workdir)
   else:
-    state = with_params(jax.jit(create, out_shardings=places)(key), task.given, places)
+    state = with_params(create(key), task.given, places)
     if config.init_from:
       state = start_from(config.init_from, state, places)
       log.info("parameters from %s", config.init_from)
@@ -137,14 +118,6 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
     leaving.limit(step=start + steps(config.stop_after, "stop_after"))
 
   # Programs.
-  update = jax.jit(
-    step_lib.make_update(
-      task, tx, rate, seed=config.seed, accumulate=accumulate, ema_decay=config.optim.ema_decay
-    ),
-    in_shardings=(places, split),
-    out_shardings=(places, whole),
-    donate_argnums=0,
-  )
   scenes = config.data.sources.scenes
   draw_batch = partial(
     rendering.render_batch,
@@ -165,10 +138,10 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   meter = progress.Progress(
     batch_size=batch_size,
     total_steps=total,
-    flops_per_pair=_flops_per_pair(task, abstract.params, key),
+    flops_per_pair=_flops_per_pair(task, wanted.params, key),
     peak=progress.peak_flops(config.log.peak_tflops),
   )
-  count = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+  count = sum(leaf.size for leaf in jax.tree.leaves(wanted.params))
   log.info(
     "%.2f M parameters, %d devices, %d steps of %d pairs", count / 1e6, mesh.size, total, batch_size
   )
@@ -299,16 +272,7 @@ def _is_time(duration: int | str) -> bool:
 
 def _flops_per_pair(task: Any, params: Any, key: Any) -> float:
   """Model FLOPs of training on one pair: the forward pass and twice as much backward."""
-  shape = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-  pair = FramePair(shape((1, 2, *task.image_hw, 3)))
-  if task.wants == "truth":
-    flag = jax.ShapeDtypeStruct((1, *task.image_hw), jnp.bool_)
-    pair = pair._replace(flow_xy=shape((1, *task.image_hw, 2)), visible=flag)
-  elif task.wants == "labels":
-    one = shape((1, 1))
-    flag = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-    points = PointLabels(shape((1, 1, 2)), shape((1, 1, 2)), one, flag, one)
-    pair = pair._replace(labels=points)
+  pair = programs.pair_shapes(task, 1)
   keys = jax.eval_shape(lambda key: jax.random.split(key, 1), key)
   return 3 * progress.matmul_flops(task.loss, params, pair, keys)
 

@@ -18,11 +18,22 @@ RANKS = {
   **dict.fromkeys(["checkpoint", "writers", "progress", "leaving", "step"], 1),
   "pretrained": 2,
   **dict.fromkeys(["tracker", "flow_tracker", "tracking", "tasks"], 3),
-  "evals": 4,
+  **dict.fromkeys(["evals", "programs"], 4),
   **dict.fromkeys(["train", "evaluate", "label", "prepare"], 5),
   **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),
   **dict.fromkeys(
-    ["arguments", "argument_values", "viewer", "track", "dense", "jobs", "doctor", "terminal"], 6
+    [
+      "arguments",
+      "argument_values",
+      "segment_command",
+      "viewer",
+      "track",
+      "dense",
+      "jobs",
+      "doctor",
+      "terminal",
+    ],
+    6,
   ),
 }
 # Rooms of more than one file outside a folder: the tracker's two kinds and how they follow.
