@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
   r.file = ""  # mark file, or weights file with a learned mark, for init = "file"
   r.size = 0  # side of the mark's grid, pixels; 0 takes 20 / 256 of the image, less by `scale`
   r.scale = 1  # the predictor's image is so many times larger than the one that marks are for
+  r.on_pixel = True  # the mark lies on the query's pixel, as the release's; False: on the query
 
   # Joint training of perturber and Psi-flow through a frozen predictor, which brings its own
   # settings: `model` is not read.

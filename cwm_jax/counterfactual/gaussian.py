@@ -93,11 +93,14 @@ class GaussianMark:
     perturber: a module whose `apply({"params": params}, token)` gives the 18 numbers.
     size: side of the grid in pixels of the image that the perturber was trained on.
     scale: how many times larger the predictor's image is than that.
+    on_pixel: the mark lies on the pixel that holds the query (the release's way); else its
+      Gaussians follow the query inside its pixel.
   """
 
   perturber: Any
   size: int = 20
   scale: int = 1
+  on_pixel: bool = True
   reads_token: ClassVar[bool] = True
 
   def __call__(
@@ -107,7 +110,7 @@ class GaussianMark:
     point_xy: Float[Array, " 2"],
     token: Float[Array, " c"],
   ) -> Float[Array, "h w 3"]:
-    """Frame 1 (normalised) with the mark that suits `token`, laid on the query's pixel.
+    """Frame 1 (normalised) with the mark that suits `token`, laid on the query.
 
     Args:
       params: the perturber's.
@@ -115,5 +118,12 @@ class GaussianMark:
       token: the encoder's output at the query's patch in the clean pass.
     """
     numbers = self.perturber.apply({"params": params}, token)
-    mark = enlarge(draw(gaussian_params(numbers, size=self.size), size=self.size), self.scale)
-    return add_at(frame1, mark, geometry.point_to_index_yx(point_xy, frame1.shape[:2]))
+    told = gaussian_params(numbers, size=self.size)
+    pixel_yx = geometry.point_to_index_yx(point_xy, frame1.shape[:2])
+    if not self.on_pixel:
+      inside_yx = (point_xy[::-1] - 0.5 - pixel_yx) / self.scale
+      # In steps of the mark's grid, of which there are size - 1 for `size` pixels.
+      inside_yx = inside_yx * self.size / (self.size - 1)
+      told = told._replace(mean_yx=told.mean_yx + inside_yx)
+    mark = enlarge(draw(told, size=self.size), self.scale)
+    return add_at(frame1, mark, pixel_yx)

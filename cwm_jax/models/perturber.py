@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 
 CHANNELS, PER_CHANNEL = 3, 6
 INITS = ("white", "plain")
+# "white" before its tanh, for every token: on the query, narrow, round, half as high as can be.
+_WHITE = (0.0, 0.0, -0.8, -0.8, 0.0, 0.55)
+_WHITE_SPREAD = 0.1  # how far tokens' numbers lie from these at first
 
 
 def white_init(key, shape, dtype=jnp.float32):
@@ -24,6 +27,10 @@ def plain_init(key, shape, dtype=jnp.float32):
   return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")(key, shape, dtype)
 
 
+def _white_bias(key, shape, dtype=jnp.float32):
+  return jnp.tile(jnp.array(_WHITE, dtype), CHANNELS)
+
+
 class Perturber(nn.Module):
   """Two hidden layers, linear, norm and ReLU each; then linear, norm and tanh.
 
@@ -31,7 +38,8 @@ class Perturber(nn.Module):
 
   Attributes:
     hidden_width: of both hidden layers.
-    init_kind: "white" (the paper's WBinit: the three colour channels coincide at first) or "plain".
+    init_kind: "white" (the paper's WBinit: the three colour channels coincide at first; here the
+      mark also begins on its query, about as narrow as a mark can be) or "plain".
   """
 
   hidden_width: int = 512
@@ -53,6 +61,9 @@ class Perturber(nn.Module):
     for layer in (1, 2):
       x = nn.Dense(self.hidden_width, kernel_init=plain_init, name=f"fc{layer}")(x)
       x = nn.relu(nn.LayerNorm(epsilon=1e-5, name=f"norm{layer}")(x))
-    last = white_init if self.init_kind == "white" else plain_init
+    last, norm = plain_init, {}
+    if self.init_kind == "white":
+      last = white_init
+      norm = dict(scale_init=nn.initializers.constant(_WHITE_SPREAD), bias_init=_white_bias)
     x = nn.Dense(CHANNELS * PER_CHANNEL, kernel_init=last, name="fc3")(x)
-    return jnp.tanh(nn.LayerNorm(epsilon=1e-5, name="norm3")(x))
+    return jnp.tanh(nn.LayerNorm(epsilon=1e-5, name="norm3", **norm)(x))

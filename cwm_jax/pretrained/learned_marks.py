@@ -32,8 +32,9 @@ def build(config: Mapping[str, Any], params: Any) -> Partial:
   """
   from cwm_jax.counterfactual import gaussian
 
-  module, size, scale = _described(config)
-  return Partial(gaussian.GaussianMark(module, size=size, scale=scale), params)
+  module, size, scale, on_pixel = _described(config)
+  mark = gaussian.GaussianMark(module, size=size, scale=scale, on_pixel=on_pixel)
+  return Partial(mark, params)
 
 
 def expected_shapes(config: Mapping[str, Any], *, token_width: int) -> dict[str, Any]:
@@ -44,12 +45,12 @@ def expected_shapes(config: Mapping[str, Any], *, token_width: int) -> dict[str,
   """
   import jax
 
-  module, _, _ = _described(config)
+  module = _described(config)[0]
   token = jax.ShapeDtypeStruct((token_width,), "float32")
   return jax.eval_shape(module.init, jax.random.key(0), token)["params"]
 
 
-def _described(config: Mapping[str, Any]) -> tuple[Any, int, int]:
+def _described(config: Mapping[str, Any]) -> tuple[Any, int, int, bool]:
   from cwm_jax.models.perturber import Perturber
 
   mark = config["mark"]
@@ -57,4 +58,8 @@ def _described(config: Mapping[str, Any]) -> tuple[Any, int, int]:
   if not all(type(value) is int and 0 < value < 1 << 16 for value in settings):
     raise InputError(f"a learned mark has the whole numbers {', '.join(_SETTINGS)}")
   hidden_width, size, scale = settings
-  return Perturber(hidden_width=hidden_width), size, scale
+  # The public releases' marks lie on pixels; files that say nothing have such a one.
+  on_pixel = mark.get("on_pixel", True)
+  if type(on_pixel) is not bool:
+    raise InputError(f"a learned mark's on_pixel is true or false, not {on_pixel!r}")
+  return Perturber(hidden_width=hidden_width), size, scale, on_pixel

@@ -23,6 +23,7 @@ def save(
   model: Mapping[str, Any],
   size: int,
   scale: int = 1,
+  on_pixel: bool = True,
   extra: dict[str, Any] | None = None,
   dtype: str = "float32",
 ) -> Path:
@@ -32,14 +33,15 @@ def save(
     path: where to; its folder must exist.
     params: the perturber's parameters.
     model: JSON-ready `model` section of the predictor that it was trained through.
-    size, scale: see `gaussian.GaussianMark`, for that predictor's images.
+    size, scale, on_pixel: see `gaussian.GaussianMark`, for that predictor's images.
     extra, dtype: as `weights.save`.
 
   Raises:
     InputError: as `weights.save`, or parameters that are not a perturber's for that predictor.
   """
   hidden_width = _hidden_width(params)
-  mark = dict(kind=learned_marks.KIND, hidden_width=hidden_width, size=size, scale=scale)
+  mark = dict(kind=learned_marks.KIND, hidden_width=hidden_width)
+  mark |= dict(size=size, scale=scale, on_pixel=on_pixel)
   config = {"model": dict(model), "mark": mark}
   stored = {learned_marks.PERTURBER: params}
   expected = learned_marks.expected_shapes(config, token_width=model["encoder_width"])

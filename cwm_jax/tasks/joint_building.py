@@ -57,6 +57,7 @@ def build(config: Any) -> joint.Joint:
     mask_ratio=ratio,
     mark_size=mark_size(config.perturber, predictor_hw),
     mark_scale=config.perturber.scale,
+    mark_on_pixel=config.perturber.on_pixel,
     held_out=readout.build(config, predictor, image_hw=predictor_hw, mask_ratio=ratio),
     own_mark=_own_mark(stored, path),
     probe=bottleneck.Probe(
@@ -110,6 +111,7 @@ def save_mark(
     model=stored["model"],
     size=mark_size(config.perturber, tuple(stored["model"]["image_hw"])),
     scale=config.perturber.scale,
+    on_pixel=config.perturber.on_pixel,
     extra=extra,
     dtype=dtype,
   )

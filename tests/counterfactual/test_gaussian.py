@@ -101,6 +101,21 @@ def test_the_mark_reads_its_token_and_carries_its_parameters_through_jit():
   assert np.asarray(marked)[2:18, 12:28].any() and not np.asarray(marked)[:2].any()
 
 
+def test_a_mark_that_is_not_bound_to_pixels_follows_its_query_inside_the_pixel():
+  frame = jnp.zeros((30, 40, 3))
+  numbers = jnp.tile(jnp.array([0.0, 0.0, -0.5, -0.5, 0.0, 0.6]), 3)
+
+  def centre_xy(point_xy, **settings):
+    mark = gaussian.GaussianMark(Stub(), size=15, **settings)
+    marked = np.asarray(mark(jnp.float32(1.0), frame, jnp.array(point_xy), numbers))[..., 0]
+    columns, rows = np.arange(40) + 0.5, np.arange(30) + 0.5
+    return np.array([(marked * columns).sum(), (marked * rows[:, None]).sum()]) / marked.sum()
+
+  for point_xy in ([20.5, 12.5], [20.2, 12.9], [20.8, 12.1]):
+    np.testing.assert_allclose(centre_xy(point_xy, on_pixel=False), point_xy, atol=0.02)
+    np.testing.assert_allclose(centre_xy(point_xy), [20.5, 12.5], atol=1e-4)
+
+
 def test_gradients_are_finite_at_the_ends_of_the_ranges():
   @jax.jit
   @jax.grad

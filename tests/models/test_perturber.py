@@ -21,6 +21,8 @@ def test_at_first_the_channels_of_a_white_mark_coincide_and_those_of_a_plain_one
     net = Perturber(hidden_width=16, init_kind=kind)
     numbers = fresh(net, tokens).reshape(5, 3, 6)
     assert np.allclose(numbers, numbers[:, :1], atol=1e-6) is same
+    near = np.abs(numbers[..., :2]).max() < 0.5 and np.all(numbers[..., 5] > 0.2)
+    assert near == (kind == "white")  # a white mark begins as a bump on its query
     # Neither says the same of every token, nor the same six numbers.
     assert numbers.std(axis=0).min() > 0.01 and numbers.std(axis=2).min() > 0.01
 

@@ -11,7 +11,7 @@ import tiny_model
 
 from cwm_jax import geometry
 from cwm_jax.models.perturber import Perturber
-from cwm_jax.pretrained import mark_files
+from cwm_jax.pretrained import learned_marks, mark_files
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
@@ -39,13 +39,24 @@ def drawn(path, side):
 def test_a_mark_comes_back_as_it_was_and_a_tracker_takes_its_file(path, params, tmp_path):
   read, config = mark_files.read(path, model=MODEL)
   jax.tree.map(np.testing.assert_array_equal, read, params)
-  assert config["mark"] == {"kind": "learned", "hidden_width": 8, "size": 5, "scale": 1}
+  sizes = {"hidden_width": 8, "size": 5, "scale": 1}
+  assert config["mark"] == {"kind": "learned", "on_pixel": True, **sizes}
   frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
   predictor = joint_job.weights_file(tmp_path)
   explained = Tracker.load(predictor, num_masks=2, mark=path).explain(*frames, (8.5, 8.5))
   outside = np.abs(np.arange(16) - 8) > 2
   assert np.abs(explained.mark).max() > 0.1
   np.testing.assert_allclose(explained.mark[outside], 0.0, atol=1e-6)
+
+
+def test_a_mark_file_says_whether_the_mark_is_bound_to_pixels(params, tmp_path):
+  for bound in (True, False):
+    path = mark_files.save(tmp_path / "m", params, model=MODEL, size=5, on_pixel=bound)
+    assert mark_files.load(path, model=MODEL).func.on_pixel is bound
+  config = {"mark": {"kind": "learned", "hidden_width": 8, "size": 5, "scale": 1}}
+  assert learned_marks.build(config, params).func.on_pixel is True
+  with pytest.raises(InputError, match="on_pixel is true or false, not 'no'"):
+    learned_marks.build({"mark": {**config["mark"], "on_pixel": "no"}}, params)
 
 
 def test_a_mark_keeps_its_share_of_an_image_twice_as_large(path):
