@@ -1,0 +1,146 @@
+"""The launch scripts: what each would run, and how a run is started again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_job
+import yaml
+
+LAUNCH = tiny_job.ROOT / "launch"
+KEY = "--config.data.sources.video.paths=/a b"
+
+
+def dry(script, *arguments, **variables):
+  """The lines that a script prints instead of running them."""
+  asked = ["bash", str(LAUNCH / script), "--dry-run", *arguments]
+  done = subprocess.run(
+    asked, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def job(script, **variables):
+  return dry(script, "configs/some.py:large", "/runs/w", KEY, **variables)
+
+
+@pytest.mark.parametrize("script", ["gpu", "multiprocess", "slurm", "kubernetes", "tpu"])
+def test_without_a_config_and_a_workdir_a_script_says_how_to_call_it(script):
+  done = subprocess.run(
+    ["bash", str(LAUNCH / script), "--dry-run", "configs/some.py"], capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert f"launch/{script} [--dry-run] CONFIG WORKDIR" in done.stderr
+
+
+def test_gpu_runs_one_process_with_flags_that_hide_communication():
+  flags, command = job("gpu", FSDP="4", XLA_FLAGS="--xla_mine=1").splitlines()
+  assert "latency_hiding_scheduler=true" in flags and flags.endswith("--xla_mine=1")
+  words = shlex.split(command)
+  assert words[1:3] == ["-m", "cwm_jax.main"]
+  assert {"--config=configs/some.py:large", "--workdir=/runs/w", KEY} <= set(words)
+  assert "--config.mesh.fsdp=4" in words and "--distributed" not in words
+
+
+def test_every_gpu_flag_is_one_that_the_compiler_knows():
+  flags = job("gpu", XLA_FLAGS="").splitlines()[0].removeprefix("XLA_FLAGS=")
+  # An unknown flag would end the process at once.
+  done = tiny_job.run_script("import jax; print(len(jax.devices()))", XLA_FLAGS=flags)
+  assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_multiprocess_starts_so_many_processes_that_find_each_other():
+  lines = [shlex.split(line) for line in job("multiprocess", PROCESSES="3").splitlines()]
+  assert [line[-2] for line in lines] == ["--process=0", "--process=1", "--process=2"]
+  shared = {"--distributed", "--coordinator=127.0.0.1:8476", "--processes=3", KEY}
+  assert all(shared <= set(line) for line in lines)
+
+
+def test_slurm_writes_a_script_that_is_queued_again_unless_the_job_is_wrong(tmp_path):
+  text = job("slurm", NODES="4", GPUS="2", PARTITION="big")
+  script, _, last = text.rstrip().rpartition("\n")
+  assert shlex.split(last) == ["sbatch", "/runs/w/job.sbatch"]
+  assert "#SBATCH --nodes=4" in script and "#SBATCH --partition=big" in script
+  assert "JAX_LOCAL_DEVICE_IDS=0,1\n" in script
+  # Run it, with a job that ends with a code of its own, and note what is queued.
+  for code, queued in ((0, False), (2, False), (3, False), (4, True), (137, True)):
+    (tmp_path / "srun").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "queued $*"\n')
+    for name in ("srun", "scontrol"):
+      (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+      ["bash", "-c", script],
+      env={**os.environ, "PATH": path, "SLURM_JOB_ID": "17"},
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert ("queued requeue 17" in done.stdout) == queued
+
+
+def test_kubernetes_is_a_job_set_whose_pods_know_their_numbers():
+  made = yaml.safe_load(job("kubernetes", HOSTS="4"))
+  assert made["kind"] == "JobSet"
+  work = made["spec"]["replicatedJobs"][0]["template"]["spec"]
+  assert work["parallelism"] == work["completions"] == 4
+  [rule] = work["podFailurePolicy"]["rules"]
+  assert rule["onExitCodes"]["values"] == [2, 3]
+  [container] = work["template"]["spec"]["containers"]
+  assert {"--distributed", "--coordinator=cwm-host-0-0.cwm:8476", "--processes=4", KEY} <= set(
+    container["args"]
+  )
+  assert "JOB_COMPLETION_INDEX" in container["args"][0]
+  assert {v["name"]: bool(v["value"]) for v in container["env"]} == {
+    "XLA_FLAGS": True,
+    "LIBTPU_INIT_ARGS": False,
+  }
+
+
+def test_tpu_asks_for_a_slice_installs_trains_and_gives_it_back():
+  lines = [shlex.split(line) for line in job("tpu", TYPE="v5litepod-16").splitlines()]
+  create, pack, copy, install, _, train, delete = lines
+  assert {"queued-resources", "create", "--accelerator-type=v5litepod-16", "--spot"} <= set(create)
+  assert pack[0] == "tar" and "scp" in copy and "--worker=all" in copy
+  assert "pip install" in install[-2]
+  command = train[-2].removeprefix("--command=")
+  assert "--distributed" in shlex.split(command) and KEY in shlex.split(command)
+  assert {"queued-resources", "delete", "--force"} <= set(delete)
+  assert "--spot" not in job("tpu", SPOT="0")
+
+
+@pytest.mark.parametrize(
+  "codes, starts, ended", [([4, 137, 0], 3, 0), ([2], 1, 2), ([3], 1, 3), ([4] * 9, 4, 4)]
+)
+def test_what_goes_on_from_its_checkpoint_is_started_again_and_what_is_wrong_is_not(
+  tmp_path, codes, starts, ended
+):
+  log = tmp_path / "log"
+  job_script = tmp_path / "job"
+  job_script.write_text(
+    f"#!/bin/bash\necho start >> {log}\ncodes=({' '.join(map(str, codes))})\n"
+    f"exit ${{codes[$(wc -l < {log}) - 1]}}\n"
+  )
+  job_script.chmod(0o755)
+  done = subprocess.run(
+    ["bash", "-c", f"source {LAUNCH}/run; again {job_script}"],
+    env={**os.environ, "PAUSE_S": "0", "TRIES": "4"},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.returncode == ended
+  assert len(Path(log).read_text().splitlines()) == starts
+
+
+def test_plan_tells_a_wrong_config_in_a_sentence():
+  asked = [sys.executable, str(LAUNCH / "plan.py"), "no/such.py"]
+  done = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+  assert (done.returncode, done.stderr) == (2, "error: there is no file no/such.py\n")
