@@ -48,3 +48,12 @@ def two_counts(text: str) -> tuple[int, int]:
   if len(parts) != 2:
     raise argparse.ArgumentTypeError(f"{text!r} is not two whole numbers with a comma between")
   return positive(parts[0]), positive(parts[1])
+
+
+def place(text: str) -> tuple[float, float]:
+  """A point as X,Y."""
+  try:
+    x, y = (float(part) for part in text.split(","))
+  except ValueError:
+    raise argparse.ArgumentTypeError(f"{text!r} is not X,Y") from None
+  return x, y

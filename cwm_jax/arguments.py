@@ -6,6 +6,7 @@ import argparse
 import textwrap
 
 from cwm_jax import argument_values as values
+from cwm_jax import shared_arguments as shared
 
 _EXAMPLES = """examples:
   cwm-jax demo                                 track a rendered clip with known truth
@@ -17,8 +18,10 @@ _EXAMPLES = """examples:
   cwm-jax flow a.png b.png --stride 4          dense flow: .flo and a picture
   cwm-jax view clip.mp4                        click a point, see how the answer comes about
   cwm-jax dense clip.mp4 --stride 4            a flow field for every frame
+  cwm-jax segments dog.png --at 120,80         what moves along when that patch is moved
   cwm-jax eval --tapvid tapvid_davis.pkl       accuracy on TAP-Vid beside other trackers
   cwm-jax train runs/mine --videos my_videos   carry the weights on with on your videos
+  cwm-jax label --videos my_videos             a tracker's answers, to train a student on
   cwm-jax info                                 what the shipped weights are
   cwm-jax doctor                               what this machine has, what is missing
   cwm-jax convert WORKDIR model.safetensors    a training run's weights as one file
@@ -49,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
     "overlay.mp4, flow.png, heatmaps.png, explanation.png and tracks.npz.",
   )
   demo.add_argument("video", nargs="?", metavar="VIDEO", help=_CLIP)
-  _add_reading(demo)
-  _add_out(demo, "demo")
+  shared.add_reading(demo)
+  shared.add_out(demo, "demo")
   demo.set_defaults(run="cwm_jax.demo:run")
 
   track = _command(
@@ -96,8 +99,8 @@ def parser() -> argparse.ArgumentParser:
     help="write tracks.csv too: point,t,x,y,occluded,confidence",
   )
   track.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no video")
-  _add_reading(track)
-  _add_out(track, "tracks")
+  shared.add_reading(track)
+  shared.add_out(track, "tracks")
   track.set_defaults(run="cwm_jax.track:run")
 
   flow = _command(
@@ -119,8 +122,8 @@ def parser() -> argparse.ArgumentParser:
     help="pixels between read-outs (default: 8)",
   )
   where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
-  _add_reading(flow)
-  _add_out(flow, "flow")
+  shared.add_reading(flow)
+  shared.add_out(flow, "flow")
   flow.set_defaults(run="cwm_jax.commands:flow")
 
   dense = _command(
@@ -147,9 +150,26 @@ def parser() -> argparse.ArgumentParser:
     "--format", dest="form", choices=("flo", "png"), default="flo", help="default: flo"
   )
   dense.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no flow.mp4")
-  _add_reading(dense)
-  _add_out(dense, "dense")
+  shared.add_reading(dense)
+  shared.add_out(dense, "dense")
   dense.set_defaults(run="cwm_jax.dense:run")
+
+  segments = _command(
+    commands,
+    "segments",
+    "what moves along when a patch is moved",
+    "Moves the patch under a point of a picture and sees what else the prediction moves: "
+    "segments.npz (along [N, H, W], above 0 where a pixel moves along; points_xy) and "
+    "segments.png.",
+    "  cwm-jax segments dog.png --at 120,80\n  cwm-jax segments dog.png --points points.csv",
+  )
+  segments.add_argument("image", metavar="IMAGE", help="image file")
+  where = segments.add_mutually_exclusive_group()
+  where.add_argument("--at", type=values.place, metavar="X,Y", help="a point (default: the middle)")
+  where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
+  shared.add_reading(segments)
+  shared.add_out(segments, "segments")
+  segments.set_defaults(run="cwm_jax.segment_command:run")
 
   evaluate = _command(
     commands,
@@ -185,8 +205,8 @@ def parser() -> argparse.ArgumentParser:
   evaluate.add_argument(
     "--zoom", type=values.count, metavar="N", help="rounds of zoom (default: 0)"
   )
-  _add_settings(evaluate)
-  _add_out(evaluate, "evaluation")
+  shared.add_settings(evaluate)
+  shared.add_out(evaluate, "evaluation")
   evaluate.set_defaults(run="cwm_jax.jobs:evaluate")
 
   train = _command(
@@ -223,8 +243,8 @@ def parser() -> argparse.ArgumentParser:
     help="leave after so long; the next call goes on",
   )
   train.add_argument("--batch", type=values.positive, metavar="N", help="pairs a step")
-  _add_settings(train)
-  _add_json(train)
+  shared.add_settings(train)
+  shared.add_json(train)
   train.set_defaults(run="cwm_jax.jobs:train")
 
   label = _command(
@@ -241,8 +261,8 @@ def parser() -> argparse.ArgumentParser:
   label.add_argument("--tracker", metavar="NAME", help="as in eval --trackers (default: mm4)")
   for name, what in (("pairs", "in all"), ("points", "of each pair")):
     label.add_argument(f"--{name}", type=values.positive, metavar="N", help=f"how many, {what}")
-  _add_settings(label)
-  _add_out(label, "labels")
+  shared.add_settings(label)
+  shared.add_out(label, "labels")
   label.set_defaults(run="cwm_jax.jobs:label")
 
   view = _command(
@@ -271,7 +291,7 @@ def parser() -> argparse.ArgumentParser:
   view.add_argument(
     "--browser", action="store_true", help="open the page in this machine's browser"
   )
-  _add_reading(view)
+  shared.add_reading(view)
   view.set_defaults(run="cwm_jax.viewer.command:run")
 
   info = _command(
@@ -283,7 +303,7 @@ def parser() -> argparse.ArgumentParser:
     metavar="WEIGHTS",
     help=".safetensors file or name of a release (default: the shipped one)",
   )
-  _add_json(info)
+  shared.add_json(info)
   info.set_defaults(run="cwm_jax.commands:info")
 
   convert = _command(
@@ -316,7 +336,7 @@ def parser() -> argparse.ArgumentParser:
   convert.add_argument(
     "--heads", type=values.two_counts, metavar="E,D", help="attention heads of encoder and decoder"
   )
-  _add_json(convert)
+  shared.add_json(convert)
   convert.set_defaults(run="cwm_jax.conversion:run")
 
   doctor = _command(
@@ -326,7 +346,7 @@ def parser() -> argparse.ArgumentParser:
     "Looks at versions, devices, weights, caches and folders. Exit code 1 where something that is "
     "needed is missing.",
   )
-  _add_json(doctor)
+  shared.add_json(doctor)
   doctor.set_defaults(run="cwm_jax.doctor:run")
   return whole
 
@@ -341,51 +361,4 @@ def _command(
     description=textwrap.fill(description, _WIDTH),
     epilog=examples and f"examples:\n{examples}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-  """Adds the options of every command that reads motion."""
-  parser.add_argument(
-    "--weights",
-    metavar="FILE",
-    help="weights file, or a release's name such as opt-cwm-512 (default: the one that is shipped)",
-  )
-  parser.add_argument(
-    "--masks",
-    type=values.positive,
-    default=10,
-    metavar="N",
-    help="masks averaged; more is slower and better (default: 10)",
-  )
-  parser.add_argument(
-    "--readout",
-    choices=("argmax", "soft", "window"),
-    default="window",
-    help="how the response is read; window goes below a pixel (default: window)",
-  )
-  parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
-
-
-def _add_out(parser: argparse.ArgumentParser, out: str) -> None:
-  parser.add_argument(
-    "--out", default=out, metavar="DIR", help=f"folder for what is written (default: {out})"
-  )
-  _add_json(parser)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--set",
-    dest="settings",
-    action="append",
-    default=[],
-    metavar="KEY=VALUE",
-    help="any key of configs/base.py; may be given several times",
-  )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--json", dest="as_json", action="store_true", help="print JSON instead of text"
   )

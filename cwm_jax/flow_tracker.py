@@ -100,6 +100,22 @@ class FlowNetworkTracker(Tracker):
     """
     raise InputError("a flow network answers without marks and masks; there is nothing to explain")
 
+  def explaining(self, frame1: Any, frame2: Any, point_xy: Any) -> Any:
+    """Not for flow networks.
+
+    Raises:
+      InputError: always.
+    """
+    return self.explain(frame1, frame2, point_xy)
+
+  def ask(self, program: Any, frame1: Any, frame2: Any, point_xy: Any, **named: Any) -> Any:
+    """Not for flow networks.
+
+    Raises:
+      InputError: always.
+    """
+    raise InputError("a flow network predicts no frames; there is nothing to ask")
+
 
 @dataclass(frozen=True)
 class Network:

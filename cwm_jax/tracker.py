@@ -270,7 +270,7 @@ class Tracker:
       group.append((frame1, frame2))
       if len(group) == self._engine.pairs_at_once or count == num_pairs:
         asked = points[count - len(group) : count].reshape(-1, 2)
-        _check_inside(asked, video_hw)
+        tracking.check_inside(asked, video_hw)
         pair_of = np.repeat(np.arange(len(group)), num_points)
         if waiting is not None:
           done.append(waiting.fetch())
@@ -291,7 +291,7 @@ class Tracker:
     Raises:
       InputError: frames that cannot be used, or a stride that does not fit.
     """
-    h, w = _check_image(frame1).shape[:2]
+    h, w = tracking.check_image(frame1).shape[:2]
     if not 1 <= stride <= min(h, w):
       raise InputError(f"a stride of {stride} pixels does not fit a frame of {w} x {h}")
     x, y = np.arange(w // stride) + 0.5, np.arange(h // stride) + 0.5
@@ -328,11 +328,36 @@ class Tracker:
     """
     return self._explaining(frame1, frame2, point_xy, 1)
 
+  def ask(
+    self, program: Callable[..., Any], frame1: Any, frame2: Any, point_xy: Any, **named: Any
+  ) -> Any:
+    """Asks a counterfactual of your own, such as `counterfactual.segments.moves_along`.
+
+    Args:
+      program: a pure function (predict_fn, frames [2, h, w, 3] normalised, masks [m, 2, gh, gw],
+        point_xy [2], *, patch, **named) at the predictor's resolution; it is compiled.
+      frame1, frame2: uint8 [H, W, 3].
+      point_xy: [2], pixels of the frames; the program gets it in the predictor's.
+      **named: handed on; anything that can be hashed.
+
+    Returns:
+      What the program returns, as NumPy arrays.
+
+    Raises:
+      InputError: frames or a point that cannot be used.
+    """
+    one, video_hw = self._frame(frame1, None)
+    two, video_hw = self._frame(frame2, video_hw)
+    point = np.asarray(point_xy, np.float32).reshape(-1)
+    tracking.check_inside(point[None], video_hw)
+    answer = self._engine.ask_program(program, (one, two), point, video_hw, named)
+    return jax.tree.map(np.asarray, answer)
+
   def _explaining(self, frame1, frame2, point_xy, masks_at_once: int) -> Iterator[Explanation]:
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
     point = np.asarray(point_xy, np.float32).reshape(-1)
-    _check_inside(point[None], video_hw)
+    tracking.check_inside(point[None], video_hw)
     for so_far in self._engine.explain((one, two), point, video_hw, masks_at_once=masks_at_once):
       marked, clean, answers, response, answer = so_far
       masks = self._engine.masks[0, : len(clean), 1]
@@ -360,31 +385,13 @@ class Tracker:
     for image in video:
       frame, size_hw = self._frame(image, video_hw)
       if video_hw is None:
-        _check_inside(points_xy, size_hw)
+        tracking.check_inside(points_xy, size_hw)
         video_hw = size_hw
       yield frame, video_hw
 
   def _frame(self, image: Any, video_hw: Any) -> tuple[engine.Frame, tuple[int, int]]:
     """A frame on the device, and its size, which must be that of the frames before it."""
-    image = _check_image(image)
+    image = tracking.check_image(image)
     if video_hw not in (None, image.shape[:2]):
       raise InputError(f"a frame is {image.shape[:2]} in size, the ones before it are {video_hw}")
     return self._engine.prepare(image), image.shape[:2]
-
-
-def _check_image(image: Any) -> np.ndarray:
-  image = np.asarray(image)
-  if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
-    raise InputError(
-      f"a frame is RGB, uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
-    )
-  return image
-
-
-def _check_inside(points_xy: np.ndarray, size_hw: tuple[int, int]) -> None:
-  """Raises InputError unless all points (x, y) lie in an image of that size."""
-  h, w = size_hw
-  inside = (points_xy >= 0).all(axis=-1) & (points_xy <= (w, h)).all(axis=-1)
-  if points_xy.shape[-1] != 2 or not inside.all():
-    bad = points_xy[~inside][0]
-    raise InputError(f"the point (x={bad[0]:g}, y={bad[1]:g}) lies outside the {w} x {h} frames")

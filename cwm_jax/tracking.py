@@ -36,6 +36,25 @@ def read_queries(
   return start, np.ascontiguousarray(queries[:, :0:-1])
 
 
+def check_image(image: Any) -> np.ndarray:
+  """A frame as an array. Raises InputError unless it is RGB, uint8 [H, W, 3]."""
+  image = np.asarray(image)
+  if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+    raise InputError(
+      f"a frame is RGB, uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
+    )
+  return image
+
+
+def check_inside(points_xy: np.ndarray, size_hw: tuple[int, int]) -> None:
+  """Raises InputError unless all points (x, y) lie in an image of that size."""
+  h, w = size_hw
+  inside = (points_xy >= 0).all(axis=-1) & (points_xy <= (w, h)).all(axis=-1)
+  if points_xy.shape[-1] != 2 or not inside.all():
+    bad = points_xy[~inside][0]
+    raise InputError(f"the point (x={bad[0]:g}, y={bad[1]:g}) lies outside the {w} x {h} frames")
+
+
 def follow(
   frames: Iterable[tuple[Any, tuple[int, int]]],
   start: Int[np.ndarray, " n"],

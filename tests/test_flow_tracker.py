@@ -99,6 +99,10 @@ def test_what_cannot_be_is_refused_in_a_sentence(toy):
     FlowNetworkTracker(moved_by_brightness, occlusion_threshold=0)
   with pytest.raises(InputError, match="nothing to explain"):
     toy.explain(grey(0), grey(1), [3, 3])
+  with pytest.raises(InputError, match="nothing to explain"):
+    toy.explaining(grey(0), grey(1), [3, 3])
+  with pytest.raises(InputError, match="nothing to ask"):
+    toy.ask(lambda: None, grey(0), grey(1), [3, 3])
   with pytest.raises(InputError, match="outside the 40 x 24 frames"):
     toy.flow(grey(0), grey(1), [[50, 3]])
 

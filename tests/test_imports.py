@@ -25,6 +25,7 @@ RANKS = {
     [
       "arguments",
       "argument_values",
+      "shared_arguments",
       "segment_command",
       "viewer",
       "track",

@@ -254,6 +254,24 @@ def test_chained_and_anchored_tracks_follow_what_is_known():
     assert tracks.visible[0].all()
 
 
+def test_a_counterfactual_of_ones_own_sees_what_the_trackers_own_does():
+  def program(predict_fn, frames, masks, point_xy, *, patch, twice):
+    return {
+      "frames": frames,
+      "masks": masks,
+      "point": point_xy * (2 if twice else 1),
+      "side": patch,
+    }
+
+  video, tracker = _video(2, (48, 64)), _toy()
+  told = tracker.ask(program, *video, [20, 10], twice=True)
+  np.testing.assert_allclose(told["point"], [20, 10])
+  assert told["frames"].shape == (2, 24, 32, 3) and told["side"] == 4
+  np.testing.assert_array_equal(told["masks"][:, 1], tracker.explain(*video, [20, 10]).masks)
+  with pytest.raises(InputError, match="lies outside"):
+    tracker.ask(program, *video, [65, 10], twice=False)
+
+
 def test_zoom_answers_more_finely_than_the_predictor_sees():
   rng = np.random.default_rng(3)
   coarse = rng.integers(0, 256, (3, 60, 80, 3)).astype(np.float32)

@@ -252,6 +252,20 @@ class Engine:
       so_far = (jnp.concatenate(cleans), jnp.concatenate(answers))
       yield marked, *so_far, response, self._place_back(found, video_hw)
 
+  def ask_program(
+    self,
+    program: Any,
+    pair: tuple[Frame, Frame],
+    point_xy: np.ndarray,
+    video_hw: tuple[int, int],
+    named: Mapping[str, Any],
+  ) -> Any:
+    """What a program of the user's own says of a pair and a point; see `Tracker.ask`."""
+    compiled = jax.jit(program, static_argnames=("patch", *named))
+    frames = jnp.stack([frame.small for frame in pair])
+    point = self._place(jnp.asarray(point_xy)[None], video_hw)[0]
+    return compiled(self._predict_fn, frames, self.masks[0], point, patch=self.patch, **named)
+
   def _place(self, points_xy: Array, video_hw: tuple[int, int]) -> Array:
     """Points of the video in pixels of the predictor's image."""
     protocol = self._settings["protocol"]

@@ -123,8 +123,8 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict
   return path
 
 
-def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a weights file.
+def load(path: str | os.PathLike | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads a weights file; None takes the one that comes with the package.
 
   Returns:
     (params, config): the predictor's parameters, a nested dict of float32 NumPy arrays, and the
@@ -135,6 +135,7 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
     InputError: not a safetensors file, cut short, inconsistent, without a config, or with numbers
       that are not finite.
   """
+  path = shipped() if path is None else path
   header = read_header(path)
   tensors = {n: t for n, t in header.tensors.items() if not n.startswith(_BESIDE)}
   return _load(path, tensors), header.config

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cwm_jax import tracking
+from cwm_jax.counterfactual import segments
 from cwm_jax.types import Explanation, InputError
 from cwm_jax.viewer.footage import Footage
 
@@ -117,6 +118,18 @@ class Answers:
             "visible": bool(column.visible[0]),
             "confidence": round(float(column.confidence[0]), 4),
           }
+
+  def segment(self, t: int, point_xy: tuple[float, float]) -> Event:
+    """What moves along when the point's patch of frame `t` is moved: {"along": heat map}.
+
+    Raises:
+      InputError: no such frame, or a point outside it.
+    """
+    point = self._footage.to_frames(self._checked(t, point_xy))
+    frame = self._footage.frames[t]
+    with self._turn:
+      along = self._tracker.ask(segments.moves_along, frame, frame, point)
+    return {"along": _heat(np.maximum(along, 0.0))}
 
   def warm_up(self) -> float:
     """Has everything compiled before the first click; returns the seconds that took."""

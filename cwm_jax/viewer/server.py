@@ -102,6 +102,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       elif path == "/explain":
         times = _whole(values, "t1"), _whole(values, "t2")
         self._stream(answers.explain(*times, _point(values)))
+      elif path == "/segment":
+        event = answers.segment(_whole(values, "t"), _point(values))
+        self._send("application/json", json.dumps(event).encode())
       elif path == "/track":
         mode = values.get("mode", "query")
         self._stream(answers.track(_whole(values, "t"), _point(values), mode))

@@ -74,6 +74,9 @@ def test_a_click_becomes_a_track_an_explanation_and_points_to_keep(page, server,
     "document.body.dataset.tracked && document.body.dataset.pending === '0'", timeout=60
   )
   np.testing.assert_allclose(page.run("points[0].track.map(a => a.xy)"), want, atol=1.0)
+  page.run("$('push').onclick()")
+  page.wait_for("document.body.dataset.pushed === '2'", timeout=60)
+  assert "What moves along" in page.run("document.getElementById('said').textContent")
   page.run("$('clear').onclick()")
   assert page.run("points.length") == 0
 

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-QUESTIONS = ("/clip", "/frame?t=0", "/explain?t1=0&t2=1&x=20&y=20", "/track?t=0&x=20&y=20")
+from cwm_jax.counterfactual import segments
+
+QUESTIONS = (
+  "/clip",
+  "/frame?t=0",
+  "/explain?t1=0&t2=1&x=20&y=20",
+  "/track?t=0&x=20&y=20",
+  "/segment?t=0&x=9&y=9",
+)
 
 
 def _ask(server, path, *, method="GET", token=True, host=None, headers=(), body=None):
@@ -244,6 +252,14 @@ def test_an_explanation_streams_mask_by_mask_into_the_trackers_own(server, answe
   for event, mask in zip(events, story.masks):
     assert event["hidden"] == ["".join(map(str, row)) for row in mask.astype(int)]
     assert event["clean"].startswith("data:image/png;base64,")
+
+
+def test_what_moves_along_is_the_programs_own_answer(server, answers, toy_tracker):
+  event = json.loads(_ask(server, "/segment?t=1&x=20&y=20")[2])
+  frame = answers._footage.frames[1]
+  along = toy_tracker.ask(segments.moves_along, frame, frame, [10, 10])
+  np.testing.assert_allclose(event["along"]["top"], along.max(), rtol=1e-4)
+  assert (event["along"]["height"], event["along"]["width"]) == (24, 32)
 
 
 def test_a_client_that_leaves_early_stops_the_work_and_holds_up_nobody(server):

@@ -1,0 +1,57 @@
+"""The options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+
+from cwm_jax import argument_values as values
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of every command that reads motion."""
+  parser.add_argument(
+    "--weights",
+    metavar="FILE",
+    help="weights file, or a release's name such as opt-cwm-512 (default: the one that is shipped)",
+  )
+  parser.add_argument(
+    "--masks",
+    type=values.positive,
+    default=10,
+    metavar="N",
+    help="masks averaged; more is slower and better (default: 10)",
+  )
+  parser.add_argument(
+    "--readout",
+    choices=("argmax", "soft", "window"),
+    default="window",
+    help="how the response is read; window goes below a pixel (default: window)",
+  )
+  parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
+
+
+def add_out(parser: argparse.ArgumentParser, out: str) -> None:
+  """Adds where things are written, by default `out`, and how the outcome is printed."""
+  parser.add_argument(
+    "--out", default=out, metavar="DIR", help=f"folder for what is written (default: {out})"
+  )
+  add_json(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+  """Adds --set, for commands that make a config."""
+  parser.add_argument(
+    "--set",
+    dest="settings",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="any key of configs/base.py; may be given several times",
+  )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+  """Adds --json."""
+  parser.add_argument(
+    "--json", dest="as_json", action="store_true", help="print JSON instead of text"
+  )
