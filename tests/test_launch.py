@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -144,3 +145,37 @@ def test_plan_tells_a_wrong_config_in_a_sentence():
   asked = [sys.executable, str(LAUNCH / "plan.py"), "no/such.py"]
   done = subprocess.run(asked, capture_output=True, text=True, timeout=120)
   assert (done.returncode, done.stderr) == (2, "error: there is no file no/such.py\n")
+
+
+def compare(tmp_path, old, new, *options):
+  for name, rows in (("old", old), ("new", new)):
+    (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+  asked = [sys.executable, str(LAUNCH / "bench_compare.py"), tmp_path / "old", tmp_path / "new"]
+  return subprocess.run([*asked, *options], capture_output=True, text=True, timeout=60)
+
+
+ROW = dict(measure="train", batch=16, pairs_per_second=30.0, peak_mib=700.0, compilations=40)
+
+
+def test_compare_tells_what_became_worse_beyond_the_tolerance(tmp_path):
+  slower = dict(ROW, pairs_per_second=26.0, peak_mib=300.0, compilations=41)
+  done = compare(tmp_path, [ROW], [slower])
+  assert done.returncode == 1
+  verdicts = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines()[1:]}
+  assert verdicts == {"pairs_per_second": "WORSE", "peak_mib": "better", "compilations": "41"}
+  assert compare(tmp_path, [ROW], [slower], "--tolerance", "0.2").returncode == 0
+
+
+def test_compare_keeps_measurements_of_other_settings_apart(tmp_path):
+  done = compare(tmp_path, [ROW], [dict(ROW, batch=32, pairs_per_second=1.0)])
+  assert done.returncode == 0
+  assert "only in the old file: train batch=16" in done.stdout
+  assert "only in the new file: train batch=32" in done.stdout
+
+
+def test_compare_tells_a_file_that_holds_no_rows_in_a_sentence(tmp_path):
+  done = compare(tmp_path, ["nothing"], [ROW])
+  assert (done.returncode, done.stderr) == (
+    2,
+    f"error: {tmp_path / 'old'}, line 1 is not a row of a benchmark\n",
+  )
