@@ -265,6 +265,24 @@ def parser() -> argparse.ArgumentParser:
   shared.add_out(label, "labels")
   label.set_defaults(run="cwm_jax.jobs:label")
 
+  prepare = _command(
+    commands,
+    "prepare",
+    "videos into a dataset of short clips, for training",
+    "Cuts clips at even times from a folder of videos, into ArrayRecord shards that "
+    "tfds.data_source reads, with a manifest of counts, hashes and what was skipped. Killed, it "
+    "goes on with the same command.",
+    "  cwm-jax prepare my_videos\n  cwm-jax prepare my_videos --limit 4 --workers 16",
+  )
+  prepare.add_argument("videos", metavar="VIDEOS", help="folder, list file or video")
+  for name, what in (("seconds", "of a clip (default: 2)"), ("fps", "frames a second (20)")):
+    prepare.add_argument(f"--{name}", type=values.above_zero, metavar="X", help=what)
+  for name, what in (("limit", "clips of a video (default: all)"), ("workers", "processes (4)")):
+    prepare.add_argument(f"--{name}", type=values.count, metavar="N", help=what)
+  shared.add_settings(prepare)
+  shared.add_out(prepare, "prepared")
+  prepare.set_defaults(run="cwm_jax.prepare_command:run")
+
   view = _command(
     commands,
     "view",

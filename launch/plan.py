@@ -131,7 +131,10 @@ def compile_update(config: Any, mesh: Any) -> tuple[Any, Any, float]:
     * count
     * progress.matmul_flops(task.loss, built.wanted.params, programs.pair_shapes(task, 1), keys)
   )
-  return built.update.lower(built.wanted, pair).compile(), built.wanted, flops
+  # It is never run: the machine code may be as slow as it likes, and is had sooner.
+  quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+  compiled = built.update.lower(built.wanted, pair).compile(compiler_options=quick)
+  return compiled, built.wanted, flops
 
 
 def predict(config: Any, mesh: Any, kind: str) -> dict[str, Any]:
