@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import command_line
 import numpy as np
@@ -56,6 +59,22 @@ def test_track_follows_points_of_a_file_through_a_folder_of_frames(
   np.testing.assert_array_equal(saved["occluded"][1, :3], [True] * 3)
   np.testing.assert_array_equal(saved["tracks_xy"][1, 3], [40, 30])
   assert not (tmp_path / "overlay.mp4").exists()
+
+
+def test_programs_are_kept_for_the_next_command_in_the_cache_folder(
+  tmp_path, weights_path, frame_paths
+):
+  hidden = {"JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
+  environment = {name: value for name, value in os.environ.items() if name not in hidden}
+  argv = ["flow", *frame_paths[:2], "--stride", "20", "--masks", "1", "--weights", weights_path]
+  subprocess.run(
+    [sys.executable, "-m", "cwm_jax.cli", *argv, "--out", tmp_path / "o"],
+    check=True,
+    stdout=subprocess.DEVNULL,
+    env=environment | {"CWM_JAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"},
+  )
+  (kind,) = (tmp_path / "cache" / "programs").iterdir()
+  assert len(list(kind.iterdir())) >= 1
 
 
 def test_flow_writes_a_flo_file_of_the_images_size_and_a_picture(
