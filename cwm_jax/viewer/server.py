@@ -12,6 +12,7 @@ import http.server
 import json
 import math
 import secrets
+import sys
 import threading
 from collections.abc import Iterator
 from importlib import resources
@@ -77,7 +78,9 @@ class Server(http.server.ThreadingHTTPServer):
       self.places.release()
 
   def handle_error(self, request, client_address):
-    """A client that leaves early is no event."""
+    """A client that leaves early is no event; anything else is told on stderr."""
+    if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+      super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
