@@ -59,6 +59,18 @@ def test_without_warm_up_the_first_update_has_the_peak_rate():
   assert float(rate(0)) == 2.0
 
 
+def test_one_cycle_begins_at_a_25th_of_the_peak_and_rises_and_falls_straight():
+  rate = optim.learning_rate(peak=1.0, warmup_steps=10, total_steps=110, schedule="one_cycle")
+  told = np.array([float(rate(count)) for count in range(111)])
+  assert told[0] == pytest.approx(1 / 25 + (1 - 1 / 25) / 10)
+  assert told[9] == told[10] == told.max() == pytest.approx(1.0)
+  np.testing.assert_allclose(np.diff(told[:10]), 0.096, atol=1e-6)
+  np.testing.assert_allclose(np.diff(told[10:]), -0.01, atol=1e-6)
+  assert told[-1] == pytest.approx(0.0, abs=1e-6)
+  with pytest.raises(InputError, match="optim.schedule is 'two_cycles'; choose one of cosine"):
+    optim.learning_rate(peak=1.0, warmup_steps=1, total_steps=9, schedule="two_cycles")
+
+
 def test_a_warm_up_as_long_as_the_run_is_refused():
   with pytest.raises(InputError, match="shorten the warm-up"):
     optim.learning_rate(peak=1.0, warmup_steps=10, total_steps=10)

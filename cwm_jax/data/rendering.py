@@ -215,15 +215,18 @@ def render(
     textures = _textures(scene, texture_size)
     ends = (0, scene["pose"].shape[0] - 1)
     frames = jnp.stack([_frame(scene, textures, t, size_hw) for t in ends])
-    if not truth:
-      return FramePair(frames)
-    h, w = size_hw
-    here = geometry.pixel_centres(h, w).reshape(-1, 2)
-    xy, visible, layer = _trace(scene, 0, here, size_hw)
-    flow = (xy[:, -1] - here).reshape(h, w, 2)
-    return FramePair(frames, flow, visible[:, -1].reshape(h, w), layer.reshape(h, w))
+    return FramePair(frames, *_truth(scene, size_hw)) if truth else FramePair(frames)
 
   return jax.vmap(pair)(scenes)
+
+
+def _truth(scene, size_hw):
+  """Flow, visibility and segments of frame 1, see `FramePair`."""
+  h, w = size_hw
+  here = geometry.pixel_centres(h, w).reshape(-1, 2)
+  xy, visible, layer = _trace(scene, 0, here, size_hw)
+  flow = (xy[:, -1] - here).reshape(h, w, 2)
+  return flow, visible[:, -1].reshape(h, w), layer.reshape(h, w)
 
 
 def render_batch(
@@ -256,9 +259,8 @@ def render_batch(
   frames = geometry.resize(pair.frames, size_hw, antialias=True)
   if not truth:
     return FramePair(frames)
-  # What is seen at a small pixel's centre, which is no large pixel's. That picture is not used.
-  exact = render(scenes, size_hw=size_hw, texture_size=1, truth=True)
-  return exact._replace(frames=frames)
+  # What is seen at a small pixel's centre, which is no large pixel's.
+  return FramePair(frames, *jax.vmap(partial(_truth, size_hw=size_hw))(scenes))
 
 
 @partial(jax.jit, static_argnames=("size_hw", "texture_size"))

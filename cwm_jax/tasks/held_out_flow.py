@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ class HeldOutFlow:
     supersample: int,
   ):
     self._image_hw, self._num_scenes, self._before_seed = image_hw, num_scenes, before_seed
-    self._max_objects, self._supersample = max_objects, supersample
+    self._max_objects = max_objects
     self._presets = {name: procedural.preset_at(0, ((0, name),)) for name in presets}
     self._asked: dict[str, _Questions] = {}
 
@@ -58,6 +59,9 @@ class HeldOutFlow:
       return points_xy + jax.vmap(geometry.sample_bilinear)(flow_xy, points_xy)
 
     self._answer = jax.jit(answer)
+    self._render = jax.jit(
+      partial(rendering.render_batch, size_hw=tuple(image_hw), supersample=supersample, truth=True)
+    )
 
   def run(self, params: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields, a preset each: average and median error in pixels at 256 x 256, both of answering "it
@@ -96,9 +100,7 @@ class HeldOutFlow:
   def _ask_some(self, seeds: list[int], preset: procedural.Preset) -> _Questions:
     scenes = [procedural.draw_scene(s, preset, max_objects=self._max_objects) for s in seeds]
     batch = {f"scene/{k}": np.stack([scene[k] for scene in scenes]) for k in scenes[0]}
-    pair = rendering.render_batch(
-      batch, size_hw=self._image_hw, supersample=self._supersample, truth=True
-    )
+    pair = self._render(batch)
     frames, flow_xy, visible = (np.asarray(x) for x in (pair.frames, pair.flow_xy, pair.visible))
     points = np.zeros((len(seeds), _POINTS, 2), np.float32)
     truth = points.copy()
