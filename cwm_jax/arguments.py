@@ -309,7 +309,7 @@ def parser() -> argparse.ArgumentParser:
   view.add_argument(
     "--browser", action="store_true", help="open the page in this machine's browser"
   )
-  shared.add_reading(view)
+  shared.add_reading(view, masks=8)  # somebody waits
   view.set_defaults(run="cwm_jax.viewer.command:run")
 
   info = _command(

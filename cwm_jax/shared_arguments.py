@@ -7,7 +7,7 @@ import argparse
 from cwm_jax import argument_values as values
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
+def add_reading(parser: argparse.ArgumentParser, *, masks: int = 10) -> None:
   """Adds the options of every command that reads motion."""
   parser.add_argument(
     "--weights",
@@ -17,9 +17,9 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--masks",
     type=values.positive,
-    default=10,
+    default=masks,
     metavar="N",
-    help="masks averaged; more is slower and better (default: 10)",
+    help=f"masks averaged; more is slower and better (default: {masks})",
   )
   parser.add_argument(
     "--readout",
