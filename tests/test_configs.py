@@ -20,6 +20,7 @@ ARGUMENTS = {
   **dict.fromkeys(
     ["study_interventions", "pretrain_gpu", "pretrain_paper", "eval_scenes"], ["", "runlocal"]
   ),
+  **dict.fromkeys(["label", "distill_tiny", "supervised_tiny"], ["", "runlocal"]),
 }
 CONFIGS = [
   (name, argument)

@@ -296,3 +296,16 @@ def test_released_networks_have_as_many_parameters_as_published(name, count):
 def test_what_cannot_be_built_is_refused_in_a_sentence(changes, said):
   with pytest.raises(ValueError, match=said):
     jax.eval_shape(build(**changes).init, jax.random.key(0), some_frames())
+
+
+def test_frames_of_any_size_are_seen_at_the_network_s_own():
+  net, frames = build("sea_raft"), some_frames(32, 48)
+  seen = geometry.resize(frames, (16, 16), antialias=True)
+
+  def both(params):
+    own = net.apply({"params": params}, seen).flow_xy
+    return own, net.clone(image_hw=(16, 16)).apply({"params": params}, frames).flow_xy
+
+  own, found = run(both, init(net, frames))
+  want = geometry.resize(jnp.asarray(own), (32, 48)) * jnp.array([3.0, 2.0])
+  np.testing.assert_allclose(found, want, atol=1e-4 * np.abs(want).max())
