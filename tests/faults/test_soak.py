@@ -12,7 +12,11 @@ import tiny_job
 def test_three_kills_at_random_moments_change_no_bit_of_the_result():
   command = [sys.executable, str(tiny_job.ROOT / "launch" / "bench_soak.py"), "--kills", "3"]
   done = subprocess.run(
-    command, env=tiny_job.environment(), capture_output=True, text=True, timeout=400
+    command,
+    env=tiny_job.environment(XLA_FLAGS=tiny_job.QUICK),
+    capture_output=True,
+    text=True,
+    timeout=400,
   )
   assert done.returncode == 0, done.stderr[-3000:]
   row = json.loads(done.stdout)

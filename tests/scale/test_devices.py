@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import tiny_job
 import tiny_model
 
@@ -12,22 +13,36 @@ from cwm_jax import checkpoint, train
 from cwm_jax.pretrained import weights
 from cwm_jax.tracker import Tracker
 
-# Five steps on eight virtual devices, data 4 x fsdp 2; then two more from one device's checkpoint.
+# Five steps on eight virtual devices, data 2 x fsdp 2 x tensor 2; then two more from one device's
+# checkpoint; then what the planner says of this and other meshes.
 EIGHT = """
-import sys
+import json, sys
 import jax
 import tiny_job
-from cwm_jax import train
+from cwm_jax import sharding, train
+
+sys.path.insert(0, "launch")
+import plan
 
 assert jax.device_count() == 8
 config = tiny_job.get_config()
-config.mesh.update(data=4, fsdp=2)
+config.mesh.update(data=2, fsdp=2, tensor=2)
 config.stop_after = "5 steps"
 state = train.train(config, sys.argv[1])
-kernel = state.params["encoder"]["blocks"]["fc1"]["kernel"]
-assert kernel.addressable_shards[0].data.size == kernel.size // 2
+block = state.params["encoder"]["blocks"]
+assert tuple(block["fc1"]["kernel"].sharding.spec) == (None, "fsdp", "tensor")
+assert tuple(block["fc2"]["kernel"].sharding.spec)[1] == "tensor"
+for dense in ("fc1", "fc2"):
+  kernel = block[dense]["kernel"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // 4
+held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
 config.stop_after = ""
 train.train(config, sys.argv[2])
+rows = {"held": held}
+for data, fsdp, tensor in ((8, 1, 1), (2, 2, 2), (1, 8, 1)):
+  mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+  rows[f"{data}x{fsdp}x{tensor}"] = plan.predict(tiny_job.get_config(), mesh, "tpu v5e")
+print("ROWS" + json.dumps(rows))
 """
 
 
@@ -37,7 +52,7 @@ def test_eight_devices_give_one_device_s_losses_and_take_its_checkpoint(tmp_path
   config = tiny_job.get_config()
   config.stop_after = "4 steps"
   train.train(config, moved)
-  devices = "--xla_force_host_platform_device_count=8"
+  devices = f"--xla_force_host_platform_device_count=8 {tiny_job.QUICK}"
   done = tiny_job.run_script(EIGHT, str(eight), str(moved), XLA_FLAGS=devices)
   assert done.returncode == 0, done.stderr[-2000:]
   expected = [row["loss"] for row in tiny_job.rows(one)]
@@ -48,6 +63,27 @@ def test_eight_devices_give_one_device_s_losses_and_take_its_checkpoint(tmp_path
   # And back: weights saved by eight devices are read on one.
   params, _ = checkpoint.load_params(eight)
   assert np.isfinite(params["head"]["kernel"]).all()
+  check_plans(json.loads(done.stdout.partition("ROWS")[2]))
+
+
+def check_plans(rows):
+  """What the planner said of three meshes of eight devices, against what a device held."""
+  held, split = rows.pop("held"), rows["2x2x2"]
+  assert round(split["state_gib"] * 2**30) == held
+  assert split["peak_gib"] > split["state_gib"]
+  copies, shards = rows["8x1x1"], rows["1x8x1"]
+  # A copy each, a quarter or half each, an eighth each; what does not divide is copied.
+  assert copies["state_gib"] > 2 * split["state_gib"]
+  assert copies["state_gib"] > 5 * shards["state_gib"]
+  assert copies["peak_gib"] > split["peak_gib"]
+  # The batch alone: gradients are summed and nothing else is sent.
+  assert set(copies["collectives"]) == {"all-reduce"}
+  gradients = sum(one["gib"] for one in copies["collectives"].values())
+  assert gradients == pytest.approx(copies["state_gib"] / 3, rel=0.1)  # two moments are the rest
+  # Split parameters are gathered; split layers sum activations besides.
+  assert "all-gather" in shards["collectives"] and "all-gather" in split["collectives"]
+  assert split["collectives"]["all-reduce"]["count"] > copies["collectives"]["all-reduce"]["count"]
+  assert all(row["step_tflop"] == copies["step_tflop"] for row in rows.values())
 
 
 # A tracker on each of two virtual devices; each says what it found.

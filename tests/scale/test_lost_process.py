@@ -31,7 +31,7 @@ def test_a_host_falls_silent_and_the_one_that_keeps_the_job_dies_each_is_a_sente
         config=":endless",
       ),
       cwd=tiny_job.ROOT,
-      env=tiny_job.environment(JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo"),
+      env=tiny_job.environment(JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo", XLA_FLAGS=tiny_job.QUICK),
       stderr=subprocess.PIPE,
       text=True,
     )
