@@ -62,7 +62,7 @@ def follow(
   *,
   mode: str,
   ask: Callable[..., Any],
-  sure: float = 0.15,
+  sure: float = 0.08,
 ) -> Iterator[PointFlow]:
   """Yields where all points are, frame by frame: xy [n, 2], visible [n], confidence [n].
 
