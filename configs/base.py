@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
   r.file = ""  # mark file, or weights file with a learned mark, for init = "file"
   r.size = 0  # side of the mark's grid, pixels; 0 takes 20 / 256 of the image, less by `scale`
   r.scale = 1  # the predictor's image is so many times larger than the one that marks are for
+  r.reach = 1.0  # how far beside it may lie, as a share of half its grid
   r.on_pixel = True  # the mark lies on the query's pixel, as the release's; False: on the query
 
   # Joint training of perturber and Psi-flow through a frozen predictor, which brings its own
@@ -231,6 +232,7 @@ def get_config() -> ConfigDict:
   y.marks = ("red", "green", "white", "learned", "learned_white")
   y.masks = (1, 10, 40)
   y.seeds = (0, 1, 2)  # of masks, and of trainings
+  y.hand_made_seeds = (0,)  # of these, the ones under which hand-made marks are measured
   y.scenes = 500  # how many scenes of scenes-test-v1; 0 leaves them out
   y.tapvid = ""  # as in evaluate; "" leaves clips out
   y.protocol, y.frame_gap = "paper_first", 5

@@ -22,18 +22,21 @@ _MAX_CORRELATION = 0.98
 _MIN_STD = 1.0
 
 
-def gaussian_params(numbers: Float[Array, "*b 18"], *, size: int = 20) -> GaussianParams:
+def gaussian_params(
+  numbers: Float[Array, "*b 18"], *, size: int = 20, reach: float = 1.0
+) -> GaussianParams:
   """What the numbers say.
 
   Args:
     numbers: in [-1, 1]; for each colour channel mean (row, column), width (row, column),
       correlation and amplitude.
-    size: side of the mark's grid in pixels: means reach to its edges, widths to half of it.
+    size: side of the mark's grid in pixels; widths reach to half of it.
+    reach: means reach to this share of the way from its middle to its edges.
   """
   x = numbers.reshape(*numbers.shape[:-1], 3, 6)
   half = size / 2
   return GaussianParams(
-    mean_yx=x[..., 0:2] * half,
+    mean_yx=x[..., 0:2] * half * reach,
     std_yx=(x[..., 2:4] + 1) * (half - _MIN_STD) / 2 + _MIN_STD,
     correlation=x[..., 4] * _MAX_CORRELATION,
     amplitude=x[..., 5],
@@ -95,12 +98,15 @@ class GaussianMark:
     scale: how many times larger the predictor's image is than that.
     on_pixel: the mark lies on the pixel that holds the query (the release's way); else its
       Gaussians follow the query inside its pixel.
+    reach: how far from it they may lie, as a share of half the grid; 1 in the release. A mark
+      beside its query offsets the flow, and a Psi-flow that is trained with it gets used to that.
   """
 
   perturber: Any
   size: int = 20
   scale: int = 1
   on_pixel: bool = True
+  reach: float = 1.0
   reads_token: ClassVar[bool] = True
 
   def __call__(
@@ -118,7 +124,7 @@ class GaussianMark:
       token: the encoder's output at the query's patch in the clean pass.
     """
     numbers = self.perturber.apply({"params": params}, token)
-    told = gaussian_params(numbers, size=self.size)
+    told = gaussian_params(numbers, size=self.size, reach=self.reach)
     pixel_yx = geometry.point_to_index_yx(point_xy, frame1.shape[:2])
     if not self.on_pixel:
       inside_yx = (point_xy[::-1] - 0.5 - pixel_yx) / self.scale

@@ -32,9 +32,8 @@ def build(config: Mapping[str, Any], params: Any) -> Partial:
   """
   from cwm_jax.counterfactual import gaussian
 
-  module, size, scale, on_pixel = _described(config)
-  mark = gaussian.GaussianMark(module, size=size, scale=scale, on_pixel=on_pixel)
-  return Partial(mark, params)
+  module, settings = _described(config)
+  return Partial(gaussian.GaussianMark(module, **settings), params)
 
 
 def expected_shapes(config: Mapping[str, Any], *, token_width: int) -> dict[str, Any]:
@@ -45,12 +44,12 @@ def expected_shapes(config: Mapping[str, Any], *, token_width: int) -> dict[str,
   """
   import jax
 
-  module = _described(config)[0]
+  module, _ = _described(config)
   token = jax.ShapeDtypeStruct((token_width,), "float32")
   return jax.eval_shape(module.init, jax.random.key(0), token)["params"]
 
 
-def _described(config: Mapping[str, Any]) -> tuple[Any, int, int, bool]:
+def _described(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
   from cwm_jax.models.perturber import Perturber
 
   mark = config["mark"]
@@ -58,8 +57,11 @@ def _described(config: Mapping[str, Any]) -> tuple[Any, int, int, bool]:
   if not all(type(value) is int and 0 < value < 1 << 16 for value in settings):
     raise InputError(f"a learned mark has the whole numbers {', '.join(_SETTINGS)}")
   hidden_width, size, scale = settings
-  # The public releases' marks lie on pixels; files that say nothing have such a one.
-  on_pixel = mark.get("on_pixel", True)
+  # Files that say nothing of these have a mark as in the public release.
+  on_pixel, reach = mark.get("on_pixel", True), mark.get("reach", 1.0)
   if type(on_pixel) is not bool:
     raise InputError(f"a learned mark's on_pixel is true or false, not {on_pixel!r}")
-  return Perturber(hidden_width=hidden_width), size, scale, on_pixel
+  if type(reach) not in (int, float) or not 0 <= reach <= 1:
+    raise InputError(f"a learned mark's reach is from 0 to 1, not {reach!r}")
+  settings = dict(size=size, scale=scale, on_pixel=on_pixel, reach=reach)
+  return Perturber(hidden_width=hidden_width), settings

@@ -24,6 +24,7 @@ def save(
   size: int,
   scale: int = 1,
   on_pixel: bool = True,
+  reach: float = 1.0,
   extra: dict[str, Any] | None = None,
   dtype: str = "float32",
 ) -> Path:
@@ -33,7 +34,7 @@ def save(
     path: where to; its folder must exist.
     params: the perturber's parameters.
     model: JSON-ready `model` section of the predictor that it was trained through.
-    size, scale, on_pixel: see `gaussian.GaussianMark`, for that predictor's images.
+    size, scale, on_pixel, reach: see `gaussian.GaussianMark`, for that predictor's images.
     extra, dtype: as `weights.save`.
 
   Raises:
@@ -41,7 +42,7 @@ def save(
   """
   hidden_width = _hidden_width(params)
   mark = dict(kind=learned_marks.KIND, hidden_width=hidden_width)
-  mark |= dict(size=size, scale=scale, on_pixel=on_pixel)
+  mark |= dict(size=size, scale=scale, on_pixel=on_pixel, reach=reach)
   config = {"model": dict(model), "mark": mark}
   stored = {learned_marks.PERTURBER: params}
   expected = learned_marks.expected_shapes(config, token_width=model["encoder_width"])

@@ -42,8 +42,8 @@ class Joint:
     image_hw: size of the frames, pixels; Psi-flow sees them so.
     predictor_hw: what the predictor sees; frames are resized to it.
     mask_ratio: share of frame 2's patches that is hidden from the predictor.
-    mark_size, mark_scale, mark_on_pixel: see `gaussian.GaussianMark`; in pixels of the predictor's
-      image.
+    mark_size: of `gaussian.GaussianMark`; pixels of the predictor's image.
+    mark_settings: its other settings.
     num_points: queries a pair, in patches (Psi-flow's) that all differ.
     query: "centre" of a patch, or "anywhere" in it.
     masks: each "point" has masks of its own, or those of a pair are "shared".
@@ -65,8 +65,7 @@ class Joint:
   predictor_hw: tuple[int, int]
   mask_ratio: float
   mark_size: int
-  mark_scale: int = 1
-  mark_on_pixel: bool = True
+  mark_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   num_points: int = 8
   query: str = "centre"
   masks: str = "point"
@@ -190,9 +189,7 @@ class Joint:
 
   def mark(self, params: dict[str, Any]) -> Partial:
     """The learned mark, as `counterfactual.perturb` has marks."""
-    made = gaussian.GaussianMark(
-      self.perturber, size=self.mark_size, scale=self.mark_scale, on_pixel=self.mark_on_pixel
-    )
+    made = gaussian.GaussianMark(self.perturber, size=self.mark_size, **self.mark_settings)
     return Partial(made, params[PERTURBER])
 
   def predict_fn(self, params: dict[str, Any]) -> Any:

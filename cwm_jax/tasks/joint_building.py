@@ -56,8 +56,7 @@ def build(config: Any) -> joint.Joint:
     predictor_hw=predictor_hw,
     mask_ratio=ratio,
     mark_size=mark_size(config.perturber, predictor_hw),
-    mark_scale=config.perturber.scale,
-    mark_on_pixel=config.perturber.on_pixel,
+    mark_settings=mark_settings(config.perturber),
     held_out=readout.build(config, predictor, image_hw=predictor_hw, mask_ratio=ratio),
     own_mark=_own_mark(stored, path),
     probe=bottleneck.Probe(
@@ -110,8 +109,7 @@ def save_mark(
     params[joint.PERTURBER],
     model=stored["model"],
     size=mark_size(config.perturber, tuple(stored["model"]["image_hw"])),
-    scale=config.perturber.scale,
-    on_pixel=config.perturber.on_pixel,
+    **mark_settings(config.perturber),
     extra=extra,
     dtype=dtype,
   )
@@ -125,6 +123,11 @@ def mark_size(section: Any, predictor_hw: tuple[int, int]) -> int:
   if section.scale < 1:
     raise InputError(f"perturber.scale is {section.scale}; give 1 or more")
   return section.size or round(_MARK_SHARE * min(predictor_hw) / section.scale)
+
+
+def mark_settings(section: Any) -> dict[str, Any]:
+  """Of `gaussian.GaussianMark`, all but its size, from the `perturber` section."""
+  return {name: section[name] for name in ("scale", "on_pixel", "reach")}
 
 
 def _perturber(section: Any, model: dict[str, Any]) -> tuple[Perturber, dict[str, Any]]:

@@ -116,6 +116,13 @@ def test_a_mark_that_is_not_bound_to_pixels_follows_its_query_inside_the_pixel()
     np.testing.assert_allclose(centre_xy(point_xy), [20.5, 12.5], atol=1e-4)
 
 
+def test_without_reach_a_mark_lies_on_its_query_whatever_its_numbers_say():
+  numbers = jnp.linspace(-0.9, 0.8, 18)
+  free, bound = (gaussian.gaussian_params(numbers, size=20, reach=share) for share in (1.0, 0.0))
+  assert float(jnp.abs(free.mean_yx).min()) > 0.5 and not np.any(bound.mean_yx)
+  np.testing.assert_array_equal(bound.std_yx, free.std_yx)
+
+
 def test_gradients_are_finite_at_the_ends_of_the_ranges():
   @jax.jit
   @jax.grad

@@ -40,7 +40,7 @@ def test_a_mark_comes_back_as_it_was_and_a_tracker_takes_its_file(path, params, 
   read, config = mark_files.read(path, model=MODEL)
   jax.tree.map(np.testing.assert_array_equal, read, params)
   sizes = {"hidden_width": 8, "size": 5, "scale": 1}
-  assert config["mark"] == {"kind": "learned", "on_pixel": True, **sizes}
+  assert config["mark"] == {"kind": "learned", "on_pixel": True, "reach": 1.0, **sizes}
   frames = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), np.uint8)
   predictor = joint_job.weights_file(tmp_path)
   explained = Tracker.load(predictor, num_masks=2, mark=path).explain(*frames, (8.5, 8.5))
@@ -57,6 +57,8 @@ def test_a_mark_file_says_whether_the_mark_is_bound_to_pixels(params, tmp_path):
   assert learned_marks.build(config, params).func.on_pixel is True
   with pytest.raises(InputError, match="on_pixel is true or false, not 'no'"):
     learned_marks.build({"mark": {**config["mark"], "on_pixel": "no"}}, params)
+  with pytest.raises(InputError, match="reach is from 0 to 1, not 2"):
+    learned_marks.build({"mark": {**config["mark"], "reach": 2}}, params)
 
 
 def test_a_mark_keeps_its_share_of_an_image_twice_as_large(path):
