@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cwm_jax.models import convolution
+
 NORMS = ("batch", "instance", "group", "none")
 BLOCKS = ("residual", "bottleneck")
 _EPS = 1e-5
@@ -30,7 +32,16 @@ def conv(
 ) -> nn.Conv:
   """A convolution padded by half its kernel on every side; at stride 1 it keeps the size."""
   padding = [(side // 2, side // 2) for side in kernel]
-  return nn.Conv(width, kernel, stride, padding=padding, kernel_init=init, dtype=dtype, name=name)
+  return nn.Conv(
+    width,
+    kernel,
+    stride,
+    padding=padding,
+    kernel_init=init,
+    dtype=dtype,
+    name=name,
+    conv_general_dilated_cls=(lambda: convolution.same) if stride == 1 else None,
+  )
 
 
 class FixedBatchNorm(nn.Module):
