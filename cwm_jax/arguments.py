@@ -20,7 +20,8 @@ _EXAMPLES = """examples:
   cwm-jax dense clip.mp4 --stride 4            a flow field for every frame
   cwm-jax segments dog.png --at 120,80         what moves along when that patch is moved
   cwm-jax eval --tapvid tapvid_davis.pkl       accuracy on TAP-Vid beside other trackers
-  cwm-jax train runs/mine --videos my_videos   carry the weights on with on your videos
+  cwm-jax train runs/mine --videos my_videos   carry the weights on with your videos
+  cwm-jax prepare my_videos --out clips        short clips of many videos, quick to read
   cwm-jax label --videos my_videos             a tracker's answers, to train a student on
   cwm-jax info                                 what the shipped weights are
   cwm-jax doctor                               what this machine has, what is missing

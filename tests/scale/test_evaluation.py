@@ -14,7 +14,7 @@ from tapvid_clips import write_clip
 
 from cwm_jax import evaluate
 from cwm_jax.configs import eval_tapvid
-from cwm_jax.evals import trackers
+from cwm_jax.evals import named, trackers
 
 SCRIPT = """
 import json, sys
@@ -24,6 +24,7 @@ rank, port, workdir, settings = int(sys.argv[1]), sys.argv[2], sys.argv[3], json
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 assert jax.process_count() == 2 and jax.local_device_count() == 2
 from cwm_jax import evaluate
+from cwm_jax.evals import named
 from cwm_jax.configs import eval_tapvid
 from cwm_jax.evals import trackers
 
@@ -40,7 +41,7 @@ class Toy(trackers.PairTracker):
     return trackers.ZeroMotion().flow(frame1, frame2, points + [float(step), 0])
 
 used = set()
-evaluate.Tracker.load = lambda path, **settings: Toy()
+named.Tracker.load = lambda path, **settings: Toy()
 config = eval_tapvid.get_config()
 for key in ("trackers", "protocols"):
   settings[key] = tuple(settings[key])
@@ -92,7 +93,7 @@ def test_two_processes_of_two_devices_find_what_one_finds(tmp_path, settings, mo
     found.append(json.loads(out.partition("NUMBERS")[2]))
   config = eval_tapvid.get_config()
   config.evaluate.update(settings)
-  monkeypatch.setattr(evaluate.Tracker, "load", lambda path, **_: _Toy())
+  monkeypatch.setattr(named.Tracker, "load", lambda path, **_: _Toy())
   alone = evaluate.run(config, tmp_path / "alone")
   for numbers in found:
     for tracker, want in alone["tapvid/first"].items():
