@@ -44,3 +44,19 @@ def test_with_frame_2_of_another_pair_nothing_is_found(some_scenes):
   frames = some_scenes.frames.copy()
   frames[:, 1] = np.roll(frames[:, 1], 1, axis=0)
   assert median_error(Tracker.load(num_masks=10, readout="window"), some_scenes, frames) > still
+
+
+def test_the_student_is_smaller_than_three_megabytes_and_no_worse_than_its_teacher(some_scenes):
+  path = weights.shipped("student-tiny")
+  assert path.stat().st_size < 3e6 and path.with_suffix(".md").is_file()
+
+  def average(tracker, frames=some_scenes.frames):
+    answer = tracker.pairs(frames, some_scenes.points_xy)
+    return float(np.mean(np.linalg.norm(answer.xy - some_scenes.truth_xy, axis=-1)))
+
+  student = Tracker.load("student-tiny")
+  assert average(student) <= average(Tracker.load(num_masks=10, readout="window"))
+  still = float(np.mean(np.linalg.norm(some_scenes.truth_xy - some_scenes.points_xy, axis=-1)))
+  exchanged = some_scenes.frames.copy()
+  exchanged[:, 1] = np.roll(exchanged[:, 1], 1, axis=0)
+  assert average(student) < 0.7 * still < average(student, exchanged)
