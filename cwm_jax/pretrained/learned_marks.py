@@ -12,6 +12,8 @@ from cwm_jax.types import InputError
 PERTURBER = "perturber"  # the folder of parameter names that is the perturber's
 KIND = "learned"
 _SETTINGS = ("hidden_width", "size", "scale")
+# Of a file that does not say these.
+_AS_RELEASED = {"on_pixel": True, "reach": 1.0}
 
 
 def is_learned(config: Mapping[str, Any]) -> bool:
@@ -52,13 +54,12 @@ def expected_shapes(config: Mapping[str, Any], *, token_width: int) -> dict[str,
 def _described(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
   from cwm_jax.models.perturber import Perturber
 
-  mark = config["mark"]
+  mark = {**_AS_RELEASED, **config["mark"]}
   settings = [mark.get(name) for name in _SETTINGS]
   if not all(type(value) is int and 0 < value < 1 << 16 for value in settings):
     raise InputError(f"a learned mark has the whole numbers {', '.join(_SETTINGS)}")
   hidden_width, size, scale = settings
-  # Files that say nothing of these have a mark as in the public release.
-  on_pixel, reach = mark.get("on_pixel", True), mark.get("reach", 1.0)
+  on_pixel, reach = mark["on_pixel"], mark["reach"]
   if type(on_pixel) is not bool:
     raise InputError(f"a learned mark's on_pixel is true or false, not {on_pixel!r}")
   if type(reach) not in (int, float) or not 0 <= reach <= 1:
