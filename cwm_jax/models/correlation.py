@@ -20,9 +20,6 @@ from jaxtyping import Array, Float
 WAYS = ("auto", "all_pairs", "on_demand")
 # "auto" takes all pairs up to this size of the volume, in bytes.
 _LARGEST_VOLUME = 2**30
-# Maps up to this many pixels are looked up by products: the gradient of gathering is a scatter,
-# which takes a CPU a hundred times as long as the lookup.
-_SMALL_MAP = 32 * 32
 # Pixels of frame 1 whose windows are gathered at once: 26 MB at radius 4 and 256 channels.
 _CHUNK = 256
 
@@ -98,9 +95,7 @@ def look_up(
       continue
     where_xy = places_xy / 2**i
     if correlation.first is None:
-      small = size_hw[0] * size_hw[1] <= _SMALL_MAP
-      look = _by_products if small else _in_volume
-      found.append(look(level, where_xy, size_hw, radius))
+      found.append(_in_volume(level, where_xy, size_hw, radius))
     else:
       found.append(_by_chunks(correlation.first, level, where_xy, size_hw, radius))
   return jnp.concatenate(found, axis=-1).reshape(b, h, w, -1)
@@ -153,21 +148,6 @@ def _in_volume(volume: Any, places_xy: Any, size_hw: tuple[int, int], radius: in
   index = window.index.reshape(*window.index.shape[:-2], -1)
   values = jnp.take_along_axis(volume, index, axis=-1, mode="promise_in_bounds")
   return _blend(values.reshape(window.index.shape), window)
-
-
-def _by_products(volume: Any, places_xy: Any, size_hw: tuple[int, int], radius: int) -> Array:
-  """As `_in_volume`: a bilinear sample weighs columns and rows, and a window shares its weights."""
-  offsets = jnp.arange(-radius, radius + 1)
-
-  def weights(places, count):
-    places = jnp.clip(places, -radius - 2.0, count + radius + 1.0)[..., None] + offsets
-    return jnp.maximum(0.0, 1.0 - jnp.abs(places[..., None] - jnp.arange(count)))
-
-  b, n, _ = places_xy.shape
-  in_x = weights(places_xy[..., 0], size_hw[1])
-  in_y = weights(places_xy[..., 1], size_hw[0])
-  columns = jnp.einsum("bnhw,bniw->bnih", volume.reshape(b, n, *size_hw), in_x)
-  return jnp.einsum("bnih,bnjh->bnij", columns, in_y).reshape(b, n, -1)
 
 
 def _by_chunks(
