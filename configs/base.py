@@ -221,7 +221,7 @@ def get_config() -> ConfigDict:
   b.image_hw = (128, 128)  # pixels of the pairs as they are asked about and kept
   b.round_trip = False  # ask from the answer back too, at twice the cost
   b.shard_pairs = 64  # what a kill may lose of a process's work
-  b.pictures_every = 8  # shards
+  b.pictures_every = 8  # shards; 0 never
   # Filters, which training applies; labelling reports what they keep.
   b.min_confidence = 0.0
   b.max_round_trip = 8.0  # pixels

@@ -199,8 +199,8 @@ def keep_config(
   path = Path(workdir) / CONFIG
   text = json.dumps(config, indent=1)
   if path.exists() and any((Path(workdir) / CHECKPOINTS).glob("[0-9]*")):
-    stored, after = _flat(read_config(workdir)), _flat(json.loads(text))
-    before = _flat(json.loads(json.dumps(defaults or {}))) | stored
+    stored, after = flat(read_config(workdir)), flat(json.loads(text))
+    before = flat(json.loads(json.dumps(defaults or {}))) | stored
     changed = [
       key
       for key in sorted(stored | after)
@@ -298,12 +298,12 @@ def _first_line(error: Exception) -> str:
   return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """Nested dict to {'a.b.c': value}."""
-  flat = {}
+  found = {}
   for key, value in config.items():
     if isinstance(value, dict):
-      flat.update(_flat(value, f"{prefix}{key}."))
+      found.update(flat(value, f"{prefix}{key}."))
     else:
-      flat[prefix + key] = value
-  return flat
+      found[prefix + key] = value
+  return found

@@ -2,10 +2,11 @@
 
 A shard is one stretch of the source's pairs. It appears in the workdir whole, under its last name,
 or not at all, so that a job that was killed goes on with the shards that are missing: no pair is
-lost and none is there twice. Processes take every n-th shard.
+lost and none is there twice. Processes take every n-th shard and write to one workdir, which all of
+them see.
 
-The workdir holds the shards, with each one's numbers beside it as JSON; manifest.json; metrics, and
-pictures of samples.
+The workdir holds the shards, with each one's numbers beside it as JSON; manifest.json; metrics and
+pictures of samples, of the first process's shards.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import leaving, viz, writers
+from cwm_jax import checkpoint, leaving, viz, writers
 from cwm_jax.data import labels, loader, rendering
 from cwm_jax.evals import named, spread
 from cwm_jax.types import InputError
@@ -32,6 +33,12 @@ log = logging.getLogger(__name__)
 
 _PICTURED = 4  # pairs of a shard that are drawn
 _SHOWN = 256  # pixels a side that they are enlarged to, at least
+# Keys of the config that decide no label.
+_FREE = {
+  "label": ("pictures_every",),
+  "data": ("num_workers", "prefetch"),
+  "evaluate": ("memory_budget",),
+}
 # Numbers of a shard that are means over its points or pairs.
 _MEANS = ("confidence", "moved_px", "visible", "sure", "consistent", "kept")
 
@@ -48,7 +55,7 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
   Returns:
     The manifest: settings, shards and numbers over all points; with `complete` False where SIGTERM
-    came before the end.
+    came before the end. A process that it reached finishes no shard, and waits for the others.
 
   Raises:
     InputError: settings, sources or a tracker that cannot be, or a workdir of another job.
@@ -93,7 +100,7 @@ class _Job:
   def work(self, leave: leaving.Leaving) -> None:
     """Makes this process's missing shards."""
     mine = list(spread.my_share(self.shards))
-    missing = [n for n in mine if not (self._workdir / labels.shard_name(n, self.shards)).exists()]
+    missing = [n for n in mine if _stored_numbers(self._path(n)) is None]
     log.info("%d of this process's %d shards are missing", len(missing), len(mine))
     if not missing:
       return
@@ -103,7 +110,9 @@ class _Job:
     data = loader.make_loader(
       self._config.data, image_hw=tuple(self._label.image_hw), seed=self._config.seed
     )
-    writer = writers.create(self._workdir, just_logging=jax.process_index() > 0)
+    writer = writers.create(
+      self._workdir, just_logging=jax.process_index() > 0, resume_step=missing[0]
+    )
     began, done = time.monotonic(), 0
     to_do = sum(len(self._stretch(number)) for number in missing)
     try:
@@ -116,7 +125,7 @@ class _Job:
         rate = done / (time.monotonic() - began)
         numbers = _numbers(records, self._label) | {"pairs_per_second": rate}
         # The numbers first: a shard that is there has them beside it.
-        path = self._workdir / labels.shard_name(number, self.shards)
+        path = self._path(number)
         _write_json(path.with_suffix(".json"), numbers)
         _write_shard(path, records)
         log.info(
@@ -130,13 +139,16 @@ class _Job:
           _write_json(
             self._workdir / MANIFEST, _manifest(self._workdir, self.settings, self.shards)
           )
-          if count % max(1, self._label.pictures_every) == 0:
+          if self._label.pictures_every and count % self._label.pictures_every == 0:
             sheets = np.stack([_picture(record, self._label) for record in records[:_PICTURED]])
             writers.write_pictures(writer, self._workdir, number + 1, {"labels": sheets})
         writer.flush()
     finally:
       writer.close()
       data.close()
+
+  def _path(self, number: int) -> Path:
+    return self._workdir / labels.shard_name(number, self.shards)
 
   def _stretch(self, number: int) -> range:
     """The places in the source of a shard's pairs."""
@@ -262,11 +274,12 @@ def _write_shard(path: Path, records: list[Record]) -> None:
 
 
 def _settings(config: Any) -> dict[str, Any]:
-  """What decides the labels, JSON-ready."""
+  """What decides the labels and what is said of them, JSON-ready."""
   whole = json.loads(json.dumps(config.to_dict()))
-  for key in ("num_workers", "prefetch"):
-    del whole["data"][key]
-  del whole["label"]["pictures_every"]
+  # These may change where a job goes on.
+  for section, keys in _FREE.items():
+    for key in keys:
+      del whole[section][key]
   return {key: whole[key] for key in ("label", "data", "evaluate", "seed")}
 
 
@@ -274,18 +287,22 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
   if not path.is_file():
     return
   try:
-    stored = json.loads(path.read_text())["settings"]
-  except (ValueError, KeyError, TypeError):
+    stored = checkpoint.flat(json.loads(path.read_text())["settings"])
+  except (ValueError, KeyError, TypeError, AttributeError):
     raise InputError(f"{path} is damaged; delete it or take another workdir") from None
-  if stored != settings:
-    changed = [
-      f"{section}.{key}"
-      for section in ("label", "data", "evaluate")
-      for key, value in settings[section].items()
-      if stored.get(section, {}).get(key) != value
-    ]
-    told = ", ".join(changed) or "seed"
+  now = checkpoint.flat(settings)
+  changed = sorted(key for key in stored | now if stored.get(key) != now.get(key))
+  if changed:
+    told = ", ".join(changed)
     raise InputError(f"{path} is of a job with other settings ({told}); take another workdir")
+
+
+def _stored_numbers(path: Path) -> dict[str, Any] | None:
+  """What is said of a shard; None where it must be made, or made again after a power cut."""
+  try:
+    return json.loads(path.with_suffix(".json").read_text()) if path.exists() else None
+  except (OSError, ValueError):
+    return None
 
 
 def _manifest(workdir: Path, settings: dict[str, Any], shards: int) -> dict[str, Any]:
@@ -293,8 +310,9 @@ def _manifest(workdir: Path, settings: dict[str, Any], shards: int) -> dict[str,
   found = {}
   for number in range(shards):
     path = workdir / labels.shard_name(number, shards)
-    if path.exists():
-      found[path.name] = json.loads(path.with_suffix(".json").read_text())
+    numbers = _stored_numbers(path)
+    if numbers is not None:
+      found[path.name] = numbers
   points = [numbers["points"] for numbers in found.values()]
   overall = {
     name: float(np.average([n[name] for n in found.values()], weights=points)) if found else None

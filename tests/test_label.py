@@ -9,8 +9,8 @@ import label_job
 import numpy as np
 import pytest
 
-from cwm_jax import label
-from cwm_jax.data import labels, procedural, rendering
+from cwm_jax import label, prepare, viz
+from cwm_jax.data import clips, labels, procedural, rendering
 from cwm_jax.evals import named, spread
 from cwm_jax.types import InputError, PointFlow
 
@@ -58,6 +58,56 @@ def test_a_finished_job_given_again_changes_nothing(whole):
   assert before == {path.name: path.stat().st_mtime_ns for path in labels.find_shards(workdir)}
 
 
+def test_a_job_that_goes_on_makes_what_is_missing_or_damaged_and_keeps_the_rows(whole, tmp_path):
+  label.run(label_job.get_config(), tmp_path)
+  _, second, third = labels.find_shards(tmp_path)
+  before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  # What a power cut may leave: numbers without their bytes, and no shard.
+  second.with_suffix(".json").write_bytes(b"")
+  third.unlink()
+  config = label_job.get_config()
+  config.evaluate.memory_budget = 1e6
+  assert label.run(config, tmp_path)["complete"]
+  for mine, one in zip(label_job.records(tmp_path), label_job.records(whole[0]), strict=True):
+    for name in labels.FIELDS:
+      np.testing.assert_array_equal(mine[name], one[name])
+  after = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert after[0] == before[0] and [json.loads(row)["step"] for row in after] == [1, 2, 3]
+
+
+def _film(path, level):
+  """A picture at 10 frames a second that moves 2 pixels to the right in each."""
+  wide = np.random.default_rng(level).integers(0, 256, (8, 12, 3), np.uint8)
+  wide = viz.resized(wide, (32, 48))
+  viz.write_mp4(path, np.stack([wide[:, 8 - 2 * t : 40 - 2 * t] for t in range(4)]), fps=10)
+
+
+@pytest.mark.parametrize("source", ["video", "tfds"])
+def test_any_source_is_labelled_by_any_tracker(source, tmp_path):
+  films = tmp_path / "films"
+  films.mkdir()
+  for level in range(2):
+    _film(films / f"{level}.mp4", level)
+  (films / "broken.mp4").write_text("not a video")
+  config = label_job.get_config()
+  config.data.sources.scenes.weight = 0.0
+  config.data.update(crop="centre", flip=False)
+  config.label.update(tracker="phase", pairs=4, image_hw=(32, 32))
+  if source == "video":
+    config.data.sources.video.update(weight=1.0, paths=str(films), gap_ms=100.0)
+  else:
+    how = clips.Cut(seconds=0.4, fps=10.0, short_side=32, quality=95, limit=0)
+    made = prepare.prepare(films, tmp_path / "clips", how=how, shard_videos=3)
+    config.data.sources.tfds.update(weight=1.0, data_dir=str(made), gap=1)
+  assert label.run(config, tmp_path / "out")["pairs"] == 4
+  for record in label_job.records(tmp_path / "out"):
+    np.testing.assert_allclose(record["flow_xy"], [[2, 0]] * 3, atol=0.5)
+  (row,) = [
+    json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert (row["skipped_items"] > 0) == (source == "video")
+
+
 def test_the_shares_of_two_processes_together_are_the_whole(whole, tmp_path, monkeypatch):
   for process in (1, 0):
     monkeypatch.setattr(spread, "my_share", lambda count, p=process: range(p, count, 2))
@@ -71,7 +121,9 @@ def test_the_shares_of_two_processes_together_are_the_whole(whole, tmp_path, mon
 def test_other_settings_are_refused_by_name(whole):
   config = label_job.get_config()
   config.label.points = 5
-  with pytest.raises(InputError, match=r"other settings \(label.points\)"):
+  config.data.sources.scenes.first_seed += 1
+  told = r"other settings \(data.sources.scenes.first_seed, label.points\)"
+  with pytest.raises(InputError, match=told):
     label.run(config, whole[0])
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from cwm_jax.data import npz
+from cwm_jax.data.sources import first_usable
 from cwm_jax.types import InputError
 
 # Of each record, without the axis of pairs: see `types.PointLabels`; pair is uint8 [2, H, W, 3] and
@@ -63,24 +65,28 @@ def decode(data: bytes, *, where: str = "a record of labels") -> dict[str, np.nd
 class LabelsSource:
   """The labelled pairs of a folder; see `sources.Source`.
 
-  Examples hold "frames" uint8 [2, H, W, 3] and "labels/<name>" of the other fields.
+  Examples hold "frames" uint8 [2, H, W, 3] and "labels/<name>" of the other fields. A damaged
+  record is replaced by another one.
 
   Args:
-    folder: with shards of the labelling job; those that are there are read, all or not.
+    folder: with shards of the labelling job. Where some are missing, the others are read: pairs
+      then come in another order than when all are there.
     image_hw: pixels that the pairs must have.
 
   Raises:
-    InputError: no shards, or pairs of another size.
+    InputError: no shards, a shard or all records that cannot be read, or pairs of another size.
   """
 
   def __init__(self, folder: str | os.PathLike[str], *, image_hw: tuple[int, int]):
-    from grain.python import ArrayRecordDataSource
-
     paths = find_shards(folder)
+    wanted = int(_NAME.fullmatch(paths[0].name)[2])
+    if len(paths) < wanted:
+      logging.warning("%s holds %d of its job's %d shards of labels", folder, len(paths), wanted)
     self._folder = str(folder)
-    self._records = ArrayRecordDataSource([os.fspath(path) for path in paths])
+    self._records = _open(paths)
     self.items = len(self._records)
-    size_hw = tuple(self._read(0)["pair"].shape[1:3])
+    record, _ = self._usable(0, np.random.default_rng(0))
+    size_hw = tuple(record["pair"].shape[1:3])
     if size_hw != tuple(image_hw):
       raise InputError(
         f"the labelled pairs in {folder} have {size_hw[0]} x {size_hw[1]} pixels, and those asked "
@@ -89,11 +95,37 @@ class LabelsSource:
 
   def example(self, position: int, item: int) -> dict[str, np.ndarray | np.generic]:
     """As `sources.Source.example`."""
-    record = self._read(item)
+    record, skipped = self._usable(item, np.random.default_rng(position))
     frames = record.pop("pair")
     del record["index"]
     labels = {f"labels/{name}": values for name, values in record.items()}
-    return {"index": np.int64(position), "skipped": np.int32(0), "frames": frames, **labels}
+    return {"index": np.int64(position), "skipped": np.int32(skipped), "frames": frames, **labels}
+
+  def _usable(self, item: int, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], int]:
+    return first_usable(self.items, item, rng, lambda item, _: self._read(item), self._name)
 
   def _read(self, item: int) -> dict[str, np.ndarray]:
-    return decode(self._records[item], where=f"record {item} of {self._folder}")
+    try:
+      data = self._records[item]
+    # The reader's kinds of errors are its own affair.
+    except Exception as error:
+      raise InputError(f"{self._name(item)} cannot be read: {error}") from None
+    return decode(data, where=self._name(item))
+
+  def _name(self, item: int) -> str:
+    return f"record {item} of {self._folder}"
+
+
+def _open(paths: list[Path]) -> Any:
+  """Random access to the records of all shards; InputError names one that cannot be read."""
+  from grain.python import ArrayRecordDataSource
+
+  for path in paths:
+    try:
+      len(ArrayRecordDataSource(os.fspath(path)))
+    except Exception as error:  # as in `_read`
+      reason = str(error).split(";")[0] or "it is damaged"
+      raise InputError(
+        f"{path} cannot be read: {reason}; delete it and give the labelling command again"
+      ) from None
+  return ArrayRecordDataSource([os.fspath(path) for path in paths])

@@ -96,7 +96,7 @@ class ScenesSource:
       photos = []
       for _ in range(PHOTOS_PER_SCENE):
         first = int(rng.integers(len(self._photos)))
-        photo, passed = _first_usable(
+        photo, passed = first_usable(
           len(self._photos), first, rng, self._photo, self._photos.__getitem__
         )
         photos.append(photo)
@@ -131,7 +131,7 @@ class PairSource:
 
   def example(self, position: int, item: int) -> Example:
     rng = np.random.default_rng([self._seed, position])
-    frames, skipped = _first_usable(self.items, item, rng, self._pair, self.name)
+    frames, skipped = first_usable(self.items, item, rng, self._pair, self.name)
     return {**_header(position, skipped), "frames": frames}
 
   def name(self, item: int) -> str:
@@ -235,14 +235,14 @@ def _header(position: int, skipped: int) -> Example:
 _named: set[str] = set()
 
 
-def _first_usable(
+def first_usable(
   count: int,
   first: int,
   rng: np.random.Generator,
-  read: Callable[[int, np.random.Generator], np.ndarray],
+  read: Callable[[int, np.random.Generator], Any],
   name: Callable[[int], str],
-) -> tuple[np.ndarray, int]:
-  """Reads item `first` or, where that cannot be used, others drawn by `rng`.
+) -> tuple[Any, int]:
+  """Reads item `first` of `count` or, where that cannot be used, others drawn by `rng`.
 
   Returns:
     What was read, and how many items were passed over.

@@ -47,6 +47,34 @@ def test_a_damaged_record_is_a_sentence():
     labels.decode(labels.encode(record(0))[:-60], where="record 3 of x")
 
 
+def test_a_damaged_record_is_passed_over_and_counted(tmp_path):
+  write(tmp_path, 0, 1, [0, 1, 2])
+  (shard,) = labels.find_shards(tmp_path)
+  data = bytearray(shard.read_bytes())
+  data[200] ^= 255
+  shard.write_bytes(data)
+  source = labels.LabelsSource(tmp_path, image_hw=(8, 8))
+  found = [source.example(position, position) for position in range(3)]
+  assert [int(example["skipped"] > 0) for example in found] == [1, 0, 0]
+  np.testing.assert_array_equal(found[1]["frames"], record(1)["pair"])
+  assert found[0]["frames"].tobytes() in [record(i)["pair"].tobytes() for i in (1, 2)]
+
+
+def test_a_damaged_shard_is_named(tmp_path):
+  write(tmp_path, 0, 2, [0, 1])
+  write(tmp_path, 1, 2, [2, 3])
+  shard = labels.find_shards(tmp_path)[1]
+  shard.write_bytes(shard.read_bytes()[:70_000])
+  with pytest.raises(InputError, match="00001-of-00002.arrayrecord cannot be read: .*; delete it"):
+    labels.LabelsSource(tmp_path, image_hw=(8, 8))
+
+
+def test_missing_shards_are_told(tmp_path, caplog):
+  write(tmp_path, 1, 3, [0, 1])
+  assert labels.LabelsSource(tmp_path, image_hw=(8, 8)).items == 2
+  assert "holds 1 of its job's 3 shards" in caplog.text
+
+
 def test_an_epoch_of_the_loader_holds_every_record_once_with_its_labels(tmp_path):
   write(tmp_path, 0, 2, [0, 1, 2, 3])
   write(tmp_path, 1, 2, [4, 5])
