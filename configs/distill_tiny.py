@@ -1,9 +1,11 @@
 """A small flow network that learns from the shipped predictor's labels alone, on two CPU cores.
 
 python -m cwm_jax.main --config configs/label.py --workdir runs/labels
-python -m cwm_jax.main --config configs/distill_tiny.py --workdir runs/student \\
+python -m cwm_jax.main --config configs/distill_tiny.py --workdir runs/student \
     --config.data.sources.labels.paths=runs/labels
 cwm-jax convert runs/student student.safetensors
+
+As `student-tiny` was trained: 3,000 steps, 23 minutes.
 
 SEA-RAFT's design at a twentieth of its size: it sees 128 x 128 pixels, whatever the frames have, on
 a grid of 16 x 16. `:runlocal` is a minute's trial on the labels of label.py:runlocal.
@@ -15,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cwm_jax.configs import base
+from cwm_jax.configs import base, label
 
 STUDENT: dict[str, Any] = dict(
   kind="sea_raft",
@@ -44,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"distill_tiny takes runlocal, not {arg!r}")
   c = base.get_config()
   c.task = "distill"
-  c.total = "40e3 examples"
+  c.total = "24e3 examples"
   c.flow_network.update(STUDENT)
   c.data.batch_size = 8
   c.data.sources.scenes.update(
@@ -54,8 +56,8 @@ def get_config(arg: str = "") -> ConfigDict:
     supersample=2,
   )
   c.data.sources.labels.update(weight=1.0, paths="runs/labels")
-  # The teacher's surer half: see the card of the shipped student.
-  c.label.min_confidence = 0.1
+  # The size of the pairs, and which labels count.
+  c.label.update(label.get_config(arg).label)
   c.optim.update(
     peak_lr=1e-3,
     schedule="one_cycle",
@@ -68,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.log.update(every="50 steps", eval_every="500 steps", images_every="1000 steps")
   c.checkpoint.every = "500 steps"
   if arg == "runlocal":
-    c.label.image_hw = c.flow_network.image_hw = (64, 64)
+    c.flow_network.image_hw = c.label.image_hw
     c.data.sources.scenes.supersample = 1
     c.total = "20 steps"
     c.data.batch_size = 4

@@ -1,4 +1,4 @@
-"""The frozen test set `scenes-test-v1`: weights, zero motion, phase correlation; the honesty test.
+"""The frozen test set `scenes-test-v1`: the shipped weights and zero motion; the honesty test.
 
 python -m cwm_jax.main --config configs/eval_scenes.py --workdir /tmp/scenes
 `:runlocal` takes 20 scenes.
@@ -14,5 +14,6 @@ from cwm_jax.configs import base
 def get_config(arg: str = "") -> ConfigDict:
   c = base.get_config()
   c.job = "evaluate"
+  c.evaluate.trackers = ("mm10", "mm1", "student-tiny", "zero", "phase")
   c.evaluate.scenes = 20 if arg == "runlocal" else 500
   return c

@@ -1,4 +1,4 @@
-r"""TAP-Vid clips, weights beside classical trackers.
+r"""TAP-Vid clips, the shipped weights beside classical trackers.
 
 python -m cwm_jax.main --config configs/eval_tapvid.py --workdir /tmp/tapvid \
   --config.evaluate.tapvid=PATH
@@ -26,8 +26,8 @@ from cwm_jax.configs import base
 def get_config(arg: str = "") -> ConfigDict:
   c = base.get_config()
   c.job = "evaluate"
-  c.evaluate.trackers = ("mm10", "zero", "phase", "dis", "farneback", "lk")
-  c.evaluate.trackers += ("dis_chain", "farneback_chain", "lk_chain")
+  c.evaluate.trackers = ("mm10", "student-tiny", "zero", "phase")
+  c.evaluate.trackers += ("dis", "farneback", "lk", "dis_chain", "farneback_chain", "lk_chain")
   if arg == "strided":
     c.evaluate.protocols = ("strided",)
   elif arg == "release":

@@ -2,9 +2,9 @@
 
 python -m cwm_jax.main --config configs/supervised_tiny.py --workdir runs/supervised
 
-The same network, augmentations and schedule; points are drawn and their truth is told, from as many
-scenes as there are steps for. Arguments are names of configs/flow_networks.py, "student", or
-"runlocal" for a minute's trial.
+The same network, augmentations, schedule and held-out scenes; points are drawn and their truth is
+told, from as many scenes as there are steps for. Arguments are names of configs/flow_networks.py,
+"student", or "runlocal" for a minute's trial.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def get_config(arg: str = "student") -> ConfigDict:
   c = distill_tiny.get_config("runlocal" if arg == "runlocal" else "")
   c.task = "supervised"
   c.data.sources.labels.weight = 0.0
-  c.data.sources.scenes.update(weight=1.0, first_seed=720_000_000)
+  c.data.sources.scenes.weight = 1.0
   if arg not in ("student", "runlocal"):
     c.flow_network.update(flow_networks.network(arg), image_hw=())
     # Batch statistics are never taken: from scratch, the released sizes take another norm.

@@ -259,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
     "  cwm-jax label --videos my_videos --pairs 1000 --points 32 --tracker mm10",
   )
   label.add_argument("--videos", metavar="FOLDER", help="instead of scenes: folder, list or video")
-  label.add_argument("--tracker", metavar="NAME", help="as in eval --trackers (default: mm4)")
+  label.add_argument("--tracker", metavar="NAME", help="as in eval --trackers (default: mm2)")
   for name, what in (("pairs", "in all"), ("points", "of each pair")):
     label.add_argument(f"--{name}", type=values.positive, metavar="N", help=f"how many, {what}")
   shared.add_settings(label)

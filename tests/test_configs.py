@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from pathlib import Path
 
 import jax
 import pytest
 
-from cwm_jax import schedule, tasks
+from cwm_jax import checkpoint, schedule, tasks
 from cwm_jax.configs import base, pretrain_paper, pretrain_sizes, pretrain_tiny
+from cwm_jax.pretrained import weights
 
 FILES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
 ARGUMENTS = {
@@ -58,6 +60,32 @@ def test_a_training_config_builds_its_task(name, argument):
   schedule.to_steps(config.total, batch_size=config.data.batch_size, epoch_examples=1000)
 
 
+def test_the_student_s_upper_line_differs_in_who_tells_it_and_in_nothing_else():
+  student, upper = (_values(load(name, "")) for name in ("distill_tiny", "supervised_tiny"))
+  assert {key for key in student if student[key] != upper[key]} == {
+    "task",
+    "data.sources.labels.weight",
+    "data.sources.scenes.weight",
+  }
+
+
+def test_the_shipped_student_is_what_its_config_makes():
+  card = weights.read_header(weights.shipped("student-tiny")).config
+  here = json.loads(json.dumps(load("distill_tiny", "").to_dict()))
+  for section in ("flow_network", "distill", "optim", "total", "seed"):
+    assert here[section] == card[section], section
+  made = load("label", "").label
+  assert made.min_confidence == card["label"]["min_confidence"]
+
+
+@pytest.mark.parametrize("name", ["distill_tiny", "supervised_tiny"])
+@pytest.mark.parametrize("argument", ["", "runlocal"])
+def test_a_student_s_config_builds_its_task(name, argument):
+  config = load(name, argument)
+  task = tasks.build(config)
+  assert task.image_hw == tuple(config.flow_network.image_hw)
+
+
 def test_sizes_go_from_a_tiny_one_to_vit_l():
   sizes = pretrain_sizes.SIZES
   counts = {size: parameters(load("pretrain_sizes", size).model) for size in sizes}
@@ -84,6 +112,10 @@ def test_the_paper_s_batch_is_1024_pairs_150_ms_apart_for_800_epochs():
 def test_an_unknown_argument_is_answered_with_the_known_ones(name, argument):
   with pytest.raises(ValueError, match="choose one of .*"):
     load(name, argument)
+
+
+def _values(config) -> dict:
+  return checkpoint.flat(config.to_dict())
 
 
 def _flat(tree: dict, prefix: str = "") -> list[str]:
