@@ -21,8 +21,8 @@ _DENSE, _DENSE_MASKS = 10, 2  # read-outs a side of the flow picture, and masks 
 _PICTURE = 300  # side of a picture on a page, pixels
 _FRAMES = 24
 _SIZE_HW = (256, 256)
-# Seed of the rendered clip: the first from 0 in which no layer has stripes, checkers or rows of text.
-# What repeats itself has more than one right answer once it moves by about its own period.
+# Seed of the rendered clip: the first in which no layer has stripes, checkers or rows of text. What
+# repeats itself looks the same one period further, and a match there tells nothing of a tracker.
 _SCENE = 28
 FPS = 12.0
 _RED_SQUARE = {"kind": "square", "colour": [255, 0, 0]}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cwm_jax import demo, viz
-from cwm_jax.data import video
+from cwm_jax.data import procedural, video
 from cwm_jax.types import Tracks
 
 
@@ -53,3 +53,13 @@ def test_the_demos_errors_are_those_of_visible_points_at_256():
   assert line["average_distance"] == 1.0 and line["median_distance"] == 0.0
   # Of three errors (3, 0, 0), 2/3 lie below 1 and 2 px, all below 4, 8 and 16.
   assert line["delta_avg"] == pytest.approx((2 * 2 / 3 + 3) / 5, abs=1e-4)
+
+
+def test_the_demos_scene_is_the_first_one_without_a_texture_that_repeats_itself():
+  def repeats(seed):
+    scene = procedural.draw_scene(seed, procedural.PRESETS["demo"])
+    layers = 1 + np.count_nonzero(scene["shape"][:, 0])
+    stripes, checkers, text = scene["texture"][:layers, [4, 7, 8]].T
+    return (stripes + checkers + text).any()
+
+  assert next(seed for seed in range(100) if not repeats(seed)) == demo._SCENE
