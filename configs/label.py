@@ -5,8 +5,8 @@ cwm-jax label --out runs/labels                                          # the s
 
 As the labels of `student-tiny` were made, at 0.6 pairs/s: scenes like those of scenes-test-v1, of
 other seeds, drawn at 256 and shrunk to 128 as the student sees them; 24 points a pair. No truth is
-read. With 2 masks a pair costs 50 passes of the predictor instead of the 250 of MM-10: more, coarser
-labels. `:runlocal` is a minute's trial; for video, set data.sources.scenes.weight=0 and
+read. With 2 masks a pair costs 50 passes of the predictor, with 10 it would be 250: more labels,
+coarser. `:runlocal` is a minute's trial; for video, set data.sources.scenes.weight=0 and
 data.sources.video, see configs/base.py.
 """
 

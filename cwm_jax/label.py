@@ -26,6 +26,7 @@ import numpy as np
 from cwm_jax import checkpoint, leaving, viz, writers
 from cwm_jax.data import labels, loader, rendering
 from cwm_jax.evals import named, spread
+from cwm_jax.progress import format_seconds
 from cwm_jax.types import InputError
 
 MANIFEST = "manifest.json"
@@ -130,7 +131,7 @@ class _Job:
         _write_shard(path, records)
         log.info(
           "shard %d/%d  %.2f pairs/s  eta %s  kept %.0f%% (sure %.0f%%, consistent %.0f%%)",
-          *(number + 1, self.shards, rate, _clock((to_do - done) / rate)),
+          *(number + 1, self.shards, rate, format_seconds((to_do - done) / rate)),
           *(100 * numbers[name] for name in ("kept", "sure", "consistent")),
         )
         skipped = {"skipped_items": data.skipped()}
@@ -284,7 +285,8 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-  if not path.is_file():
+  """Raises InputError where a workdir holds shards of another job."""
+  if not path.is_file() or not any(path.parent.glob("*.arrayrecord")):
     return
   try:
     stored = checkpoint.flat(json.loads(path.read_text())["settings"])
@@ -347,7 +349,3 @@ def _picture(record: Record, label: Any) -> np.ndarray:
     viz.draw_points(second, there, visible=passed, from_xy=points),
   ]
   return np.concatenate(drawn, axis=1) / np.float32(255)
-
-
-def _clock(seconds: float) -> str:
-  return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
