@@ -211,6 +211,7 @@ def get_config() -> ConfigDict:
   e.overlays = 3  # best and worst tracks drawn on their clips; 0 draws none
   e.flow_pairs = ""  # folder of frame pairs with .flo truth
   e.prediction = 0  # on how many scenes of scenes-test-v1 the weights complete frame 2
+  e.segments = 0  # on how many of them mm<N> are asked what moves along with points on movers
 
   # The labelling job: a tracker's answers about points of pairs from `data`, as shards on disk. How
   # it asks is in `evaluate`.

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from cwm_jax import writers
 from cwm_jax.data import tapvid_pickles
-from cwm_jax.evals import flow, named, prediction, spread, tapvid_job, tapvid_report
+from cwm_jax.evals import flow, named, prediction, segments, spread, tapvid_job, tapvid_report
 from cwm_jax.types import InputError
 
 RESULTS = "results.json"
@@ -47,8 +48,17 @@ _PREDICTION = (
   ("PSNR dB", "psnr", False),
   ("copying's dB", "copy/psnr", False),
 )
+_SEGMENTS = (
+  ("IoU %", "iou", True),
+  ("disc's", "disc/iou", True),
+  ("ratio", "iou_ratio", False),
+  ("at its size", "sized/iou", True),
+  ("picture %", "share", True),
+  ("movers' %", "truth/share", True),
+)
 # What is evaluated may grow from one run to the next; how may not change.
-_MAY_GROW = ("trackers", "protocols", "tapvid", "flow_pairs", "scenes", "prediction", "overlays")
+_MAY_GROW = ("trackers", "protocols", "tapvid", "flow_pairs", "overlays")
+_MAY_GROW += ("scenes", "prediction", "segments")
 
 
 class _Job(NamedTuple):
@@ -80,7 +90,8 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dic
   jobs = _jobs(settings, workdir)
   if not any(job.rows for job in jobs.values()):
     raise InputError(
-      "nothing to evaluate: set evaluate.trackers, and scenes, tapvid, flow_pairs or prediction"
+      "nothing to evaluate: set evaluate.trackers, and scenes, tapvid, flow_pairs, prediction or "
+      "segments"
     )
   stored = _Stored(workdir / RESULTS, settings.to_dict())
   writer = writers.create(workdir, just_logging=jax.process_index() > 0)
@@ -220,6 +231,16 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
 
     title = f"prediction[{settings.prediction}]"
     jobs[title] = _Job(_PREDICTION, ("predictor",), on_frames)
+  if settings.segments:
+    # Baselines and flow networks have nothing that could be asked.
+    asked = tuple(row for row in rows if re.fullmatch(r"mm\d+", names[row]))
+    if not asked:
+      raise InputError("evaluate.segments asks predictors: name mm<N> in evaluate.trackers")
+
+    def on_movers(name):
+      return dict(segments.on_scenes(built(name)[0], limit=settings.segments).run())
+
+    jobs[f"segments[{settings.segments}]"] = _Job(_SEGMENTS, asked, on_movers)
   return jobs
 
 

@@ -118,7 +118,8 @@ def test_the_weights_prediction_of_frame_2_is_measured_beside_copying(
   def drawn(*, limit, at_a_time):
     asked.append(limit)
     points = np.zeros((2, 4, 2), np.float32)
-    yield scenes.ScenePairs(frames, points, points, np.zeros((2, 4), bool))
+    layers = np.zeros((2, 32, 32), np.uint8)
+    yield scenes.ScenePairs(frames, points, points, np.zeros((2, 4), bool), layers)
 
   monkeypatch.setattr(scenes, "scenes_test_v1", drawn)
   c = base.get_config()

@@ -24,12 +24,15 @@ class ScenePairs(NamedTuple):
   points_xy: float32 [P, 4, 2], pixel centres in frame 1.
   truth_xy:  float32 [P, 4, 2], where those points are in frame 2.
   mover:     bool [P, 4], True for points on an object, False for the background.
+  layers:    uint8 [P, 256, 256], what is seen at each pixel of frame 1: 0 the background, 1 and up
+             the objects.
   """
 
   frames: np.ndarray
   points_xy: np.ndarray
   truth_xy: np.ndarray
   mover: np.ndarray
+  layers: np.ndarray
 
 
 def scenes_test_v1(*, limit: int = 500, at_a_time: int = 10) -> Iterator[ScenePairs]:
@@ -52,7 +55,8 @@ def scenes_test_v1(*, limit: int = 500, at_a_time: int = 10) -> Iterator[ScenePa
     scene = np.arange(len(chunk))[:, None]
     points_xy = index_yx[..., ::-1].astype(np.float32) + 0.5
     at = (scene, index_yx[..., 0], index_yx[..., 1])
-    yield ScenePairs(frames[: len(chunk)], points_xy, points_xy + flow[at], layer[at] > 0)
+    layers = layer[: len(chunk)].astype(np.uint8)
+    yield ScenePairs(frames[: len(chunk)], points_xy, points_xy + flow[at], layer[at] > 0, layers)
 
 
 def _pick(random: np.random.Generator, visible: np.ndarray, layer: np.ndarray) -> np.ndarray:
