@@ -23,14 +23,22 @@ def sequence_loss(
   """The weighted mean over points, of each estimate gamma times as much as of the one after it.
 
   Args:
-    flow_xy: estimates in their order.
+    flow_xy: (dx, dy) in pixels, `i` estimates in their order.
     info: what SEA-RAFT says of them, see `FlowEstimate`; "laplace" needs it.
-    told_xy: what the flow is said to be.
-    weight: of each point.
+    told_xy: what the flow is said to be, pixels.
+    weight: of each point, 0 where it does not count.
     kind: "l1" (RAFT's) or "laplace" (SEA-RAFT's: the negative logarithm of the probability of what
       is told under the mixture of two Laplacians, of which a wide one takes up what is wrong).
-    gamma: below 1.
+    gamma: above 0 and at most 1.
+
+  Returns:
+    A scalar; 0 where no point has weight.
+
+  Raises:
+    ValueError: an unknown kind, or "laplace" without `info`.
   """
+  if kind not in LOSSES or (kind == "laplace" and info is None):
+    raise ValueError(f"there is no loss {kind!r} of these estimates; there are {LOSSES}")
   error = jnp.abs(flow_xy - told_xy)
   cost = laplace_cost(error, info) if kind == "laplace" else error
   cost = jnp.sum(cost, axis=-1)
@@ -41,9 +49,12 @@ def sequence_loss(
 
 
 def laplace_cost(error: Float[Array, "*n 2"], info: Float[Array, "*n 4"]) -> Float[Array, "*n 2"]:
-  """-log p(error) of each component under the mixture that `info` describes.
+  """-log p(error) of dx and of dy under the mixture that `info` describes.
 
-  The scale of the wide Laplacian is at least the narrow one's, which is 1 pixel.
+  Args:
+    error: how far each is off, pixels, 0 or more.
+    info: logits of the wide and the narrow Laplacian, logarithm of the wide one's scale, and one
+      number that is not read: the narrow one's scale is 1 pixel, and the wide one's no less.
   """
   log_weights = jax.nn.log_softmax(info[..., :2], axis=-1)
   wide = jnp.clip(info[..., 2], *_LOG_SCALES)

@@ -11,6 +11,7 @@ import numpy as np
 
 from cwm_jax import geometry
 from cwm_jax.data import procedural, rendering
+from cwm_jax.tasks import readout
 
 _POINTS = 8  # a scene
 _AT_ONCE = 8  # scenes
@@ -34,7 +35,7 @@ class HeldOutFlow:
     presets: names in `data.procedural.PRESETS`.
     num_scenes: scenes a preset; 0 asks nothing.
     before_seed: seeds are taken downwards from here; training's and labelling's lie at or above it.
-    max_objects: as for training.
+    max_objects, texture_size: as for training; 0 texels take the size of what is drawn.
     supersample: scenes are drawn so many times larger and shrunk.
   """
 
@@ -47,27 +48,35 @@ class HeldOutFlow:
     num_scenes: int,
     before_seed: int,
     max_objects: int,
+    texture_size: int,
     supersample: int,
   ):
     self._image_hw, self._num_scenes, self._before_seed = image_hw, num_scenes, before_seed
     self._max_objects = max_objects
     self._presets = {name: procedural.preset_at(0, ((0, name),)) for name in presets}
     self._asked: dict[str, _Questions] = {}
-
-    def answer(params, frames, points_xy):
-      flow_xy = network.apply({"params": params}, frames).flow_xy
-      return points_xy + jax.vmap(geometry.sample_bilinear)(flow_xy, points_xy)
-
-    self._answer = jax.jit(answer)
+    self._network, self._answer = network, None
     self._render = jax.jit(
-      partial(rendering.render_batch, size_hw=tuple(image_hw), supersample=supersample, truth=True)
+      partial(
+        rendering.render_batch,
+        size_hw=tuple(image_hw),
+        texture_size=texture_size,
+        supersample=supersample,
+        truth=True,
+      )
     )
 
   def run(self, params: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields, a preset each: average and median error in pixels at 256 x 256, both of answering "it
-    did not move", and the median as a share of that."""
+    did not move", and the median as a share of that.
+
+    Args:
+      params: of the network; may be sharded.
+    """
     if not self._num_scenes:
       return
+    if self._answer is None:
+      self._answer = jax.jit(self._destinations, out_shardings=readout.whole(params))
     scale = _SIDE / np.array(self._image_hw[::-1], np.float32)
     for name, preset in self._presets.items():
       if name not in self._asked:
@@ -87,6 +96,11 @@ class HeldOutFlow:
       yield f"{name}/still_average", float(np.mean(still))
       yield f"{name}/still_median", float(np.median(still))
       yield f"{name}/median_share", float(np.median(error) / np.median(still))
+
+  def _destinations(self, params, frames, points_xy):
+    """Where the points go, (x, y) pixels [P, N, 2]."""
+    flow_xy = self._network.apply({"params": params}, frames).flow_xy
+    return points_xy + jax.vmap(geometry.sample_bilinear)(flow_xy, points_xy)
 
   def _ask(self, preset: procedural.Preset) -> _Questions:
     # Filled up, so that every round of `_AT_ONCE` scenes is a whole one.
@@ -123,5 +137,6 @@ def build(config: Any, network: Any, *, image_hw: tuple[int, int]) -> HeldOutFlo
     num_scenes=config.log.eval_scenes,
     before_seed=scenes.first_seed,
     max_objects=scenes.max_objects,
+    texture_size=scenes.texture_size,
     supersample=scenes.supersample,
   )

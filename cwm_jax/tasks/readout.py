@@ -92,7 +92,7 @@ class HeldOutReadout:
     if not self._num_scenes:
       return
     if self._answer is None:
-      self._answer = jax.jit(self._destinations, out_shardings=_whole(params))
+      self._answer = jax.jit(self._destinations, out_shardings=whole(params))
     mark = perturb.Square(size=max(1, self._model.patch // 2)) if mark is None else mark
     mark = mark if isinstance(mark, Partial) else Partial(mark)
     for name, preset in self._presets.items():
@@ -167,7 +167,7 @@ class HeldOutReadout:
     ).xy
 
 
-def _whole(params: Any) -> Any:
+def whole(params: Any) -> Any:
   """A sharding that puts the answer on every device that holds `params`."""
   place = jax.tree.leaves(params)[0].sharding
   return NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else place

@@ -43,7 +43,7 @@ def make(**changes) -> distill.Distill:
     num_points=64,
     held_out=held_out_flow.HeldOutFlow(
       network=Everywhere(), image_hw=(SIDE, SIDE), presets=("shifts",), num_scenes=3,
-      before_seed=1000, max_objects=1, supersample=2,
+      before_seed=1000, max_objects=1, texture_size=0, supersample=2,
     ),
   )  # fmt: skip
   return distill.Distill(**settings | changes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from cwm_jax.tasks import flow_losses
 
@@ -29,6 +30,13 @@ def test_what_is_far_off_pulls_less_than_what_is_near():
 
   near, far = jax.grad(cost)(1.0), jax.grad(cost)(40.0)
   assert 0 < far < 0.1 * near
+
+
+def test_a_loss_that_is_unknown_or_lacks_the_mixture_is_refused():
+  flow, told = jnp.zeros((2, 3, 2)), jnp.zeros((3, 2))
+  for kind in ("l2", "laplace"):
+    with pytest.raises(ValueError, match=f"no loss '{kind}'"):
+      flow_losses.sequence_loss(flow, None, told, jnp.ones(3), kind=kind, gamma=0.5)
 
 
 def test_later_estimates_weigh_more_and_points_of_no_weight_nothing():
