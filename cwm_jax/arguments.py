@@ -181,7 +181,8 @@ def parser() -> argparse.ArgumentParser:
     "each. Killed, it goes on with the same command. Fractions are printed as percent.",
     "  cwm-jax eval                                     the shipped weights on 100 scenes\n"
     "  cwm-jax eval --tapvid tapvid_davis.pkl --trackers mm10,zero,lk\n"
-    "  cwm-jax eval --scenes 500 --weights mine.safetensors --json",
+    "  cwm-jax eval --scenes 500 --weights mine.safetensors --json\n"
+    "  cwm-jax eval --segments 20 --trackers mm4         what moves along with objects",
   )
   evaluate.add_argument("--tapvid", metavar="PATH", help="clips of TAP-Vid")
   evaluate.add_argument("--flow-pairs", metavar="FOLDER", help="frame pairs with .flo truth")
@@ -190,6 +191,12 @@ def parser() -> argparse.ArgumentParser:
     type=values.positive,
     metavar="N",
     help="so many of the 500 frozen procedural scenes",
+  )
+  evaluate.add_argument(
+    "--segments",
+    type=values.positive,
+    metavar="N",
+    help="on so many of them: do objects move along with themselves? (of mm<N>)",
   )
   evaluate.add_argument(
     "--trackers",

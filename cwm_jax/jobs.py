@@ -28,6 +28,7 @@ def evaluate(
   tapvid: str | None,
   flow_pairs: str | None,
   scenes: int | None,
+  segments: int | None,
   trackers: Sequence[str] | None,
   protocols: Sequence[str] | None,
   weights: str | None,
@@ -41,6 +42,7 @@ def evaluate(
 
   Args:
     tapvid, flow_pairs, scenes: the data; without any, 100 procedural scenes.
+    segments: on how many scenes mm<N> are asked what moves along with a point of an object.
     trackers: such as mm10, zero, phase, a weights file; None takes the config's.
     weights: what mm<N> asks; None takes the shipped ones.
     readout, zoom: of these; None takes the config's.
@@ -57,12 +59,13 @@ def evaluate(
 
   config = base.get_config()
   config.job = "evaluate"
-  if not (tapvid or flow_pairs or scenes):
+  if not (tapvid or flow_pairs or scenes or segments):
     scenes = _SCENES
   given = {
     "tapvid": tapvid,
     "flow_pairs": flow_pairs,
     "scenes": scenes,
+    "segments": segments,
     "trackers": trackers and tuple(trackers),
     "protocols": protocols and tuple(protocols),
     "weights": weights and str(releases.locate(weights)),

@@ -40,6 +40,17 @@ def test_eval_measures_weights_on_scenes_and_goes_on_where_it_was(capsys, tmp_pa
   assert again == facts["results"]
 
 
+def test_eval_asks_a_predictor_what_moves_along_with_objects_and_no_scenes_beside(
+  capsys, tmp_path, weights_path
+):
+  argv = ["eval", "--segments", 1, "--weights", weights_path, "--trackers", "mm1"]
+  code, out, _ = command_line.run(capsys, *argv, "--out", tmp_path, "--json")
+  assert code == 0
+  ((title, rows),) = json.loads(out)["results"].items()
+  assert title == "segments[1]" and rows["mm1"]["num_points"] == 2
+  assert 0 < rows["mm1"]["share"] < 1
+
+
 _TINY = ["--steps", 2, "--batch", 2, "--set", "data.sources.scenes.weight=0.0"]
 _TINY += ["--set", "log.eval_every=0 steps", "--set", "log.images_every=0 steps"]
 
