@@ -1,8 +1,9 @@
-"""A distilled student against its teacher: time and memory for a pair of frames.
+"""A distilled student against its teacher: accuracy, time and memory for a pair of frames.
 
-Run by `launch/bench student`. The student answers for every pixel, forward and back; the teacher
-for some points of the same pair. Both sides take turns in one process, so that other work on the
-machine falls on both; each one's memory is that of a process of its own.
+Run by `launch/bench student`. Flow networks answer for every pixel, forward and back; the teacher
+for some points of the same pair. The sides take turns in one process, so that other work on the
+machine falls on all; each one's memory is that of a process of its own. Rows go to stdout, the same
+as a table to stderr.
 """
 
 from __future__ import annotations
@@ -18,22 +19,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_facts import facts
 
-SIDES = ("student", "teacher", "neither")
+SIDES = ("student", "supervised", "teacher")
+_NEITHER = "neither"  # a process that asks nobody: what the others' memory is counted from
+_COLUMNS = (
+  ("AD px", "average_distance", False),
+  ("MD px", "median_distance", False),
+  ("delta %", "delta_avg", True),
+  ("s / pair", "seconds_per_pair", False),
+  ("pairs/s", "pairs_per_second", False),
+  ("MiB", "mib", False),
+  ("x teacher", "teacher_ratio", False),
+)
 
 
-def make(side: str, options: argparse.Namespace) -> Callable[[np.ndarray], Any]:
-  """What answers for a pair uint8 [2, H, W, 3]."""
+def load(side: str, options: argparse.Namespace) -> Any:
+  """A side's tracker."""
   from cwm_jax.tracker import Tracker
 
-  if side == "student":
-    student = Tracker.load(options.student)
-    return lambda pair: student.dense_flow(*pair, stride=1)
   if side == "teacher":
-    teacher = Tracker.load(options.teacher, num_masks=options.masks, readout="window")
-    where = np.random.default_rng(1).uniform(0, options.side, (options.points, 2))
-    return lambda pair: teacher.flow(*pair, where.astype(np.float32))
-  return lambda pair: None
+    return Tracker.load(options.teacher, num_masks=options.masks, readout="window")
+  return Tracker.load(getattr(options, side))
+
+
+def question(side: str, tracker: Any, options: argparse.Namespace) -> Callable[[np.ndarray], Any]:
+  """What a side is asked about a pair uint8 [2, H, W, 3]."""
+  if side != "teacher":
+    return lambda pair: tracker.dense_flow(*pair, stride=1)
+  points_xy = np.random.default_rng(1).uniform(0, options.side, (options.points, 2))
+  return lambda pair: tracker.flow(*pair, points_xy.astype(np.float32))
 
 
 def frames(options: argparse.Namespace) -> np.ndarray:
@@ -42,23 +57,32 @@ def frames(options: argparse.Namespace) -> np.ndarray:
   return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def in_turns(options: argparse.Namespace) -> dict[str, Any]:
+def in_turns(trackers: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
   """Median seconds of each side; the first turn compiles and is not timed."""
-  answer = {side: make(side, options) for side in SIDES[:2]}
-  seconds: dict[str, list[float]] = {side: [] for side in answer}
+  asked = {side: question(side, tracker, options) for side, tracker in trackers.items()}
+  seconds: dict[str, list[float]] = {side: [] for side in asked}
   pair = frames(options)
   for turn in range(options.repetitions + 1):
-    for side in answer:
+    for side, answer in asked.items():
       began = time.perf_counter()
-      answer[side](pair)
+      answer(pair)
       if turn:
         seconds[side].append(time.perf_counter() - began)
-  medians = {side: statistics.median(taken) for side, taken in seconds.items()}
-  return {
-    **{f"{side}_seconds": round(value, 4) for side, value in medians.items()},
-    "student_pairs_per_second": round(1 / medians["student"], 2),
-    "teacher_over_student": round(medians["teacher"] / medians["student"], 1),
-  }
+  return {side: statistics.median(taken) for side, taken in seconds.items()}
+
+
+def accuracy(trackers: dict[str, Any], scenes: int) -> dict[str, dict[str, float]]:
+  """{side: number: value} on the first `scenes` of scenes-test-v1, pixels at 256 x 256."""
+  from cwm_jax.evals import flow
+
+  if not scenes:
+    return {side: {} for side in trackers}
+  questions = list(flow.scene_questions(limit=scenes))
+  found = {}
+  for side, tracker in trackers.items():
+    numbers = dict(flow.FlowEvaluator(tracker, questions, honesty=False).run())
+    found[side] = {name: numbers[name] for _, name, _ in _COLUMNS[:3]}
+  return found
 
 
 def peak_mib(side: str) -> float:
@@ -75,32 +99,50 @@ def peak_of_this_process() -> float:
 
 
 def main() -> int:
-  """Prints one JSON line; the exit code is 2 where something given cannot be used."""
+  """Prints a JSON line for each side; exit code 2 where something given cannot be used."""
   parser = argparse.ArgumentParser(prog="launch/bench student", description=__doc__)
   parser.add_argument("--student", default="student-tiny", help="weights file or shipped name")
-  parser.add_argument("--teacher", default=None, help="the same (default: the shipped predictor)")
+  parser.add_argument("--supervised", help="one more: the same network trained on the truth")
+  parser.add_argument("--teacher", help="a predictor (default: the shipped one)")
+  parser.add_argument("--scenes", type=int, default=0, help="of scenes-test-v1, for accuracy")
   parser.add_argument("--side", type=int, default=256, help="of the frames, pixels")
   parser.add_argument("--points", type=int, default=16, help="that the teacher is asked about")
   parser.add_argument("--masks", type=int, default=10, help="of the teacher")
   parser.add_argument("--repetitions", type=int, default=5)
-  parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)
+  parser.add_argument("--only", choices=(*SIDES, _NEITHER), help=argparse.SUPPRESS)
   options = parser.parse_args()
+  from cwm_jax.evals import tapvid_report
   from cwm_jax.types import InputError
 
+  sides = [side for side in SIDES if side != "supervised" or options.supervised]
   try:
     if options.only:
-      make(options.only, options)(frames(options))
+      if options.only != _NEITHER:
+        question(options.only, load(options.only, options), options)(frames(options))
       print(json.dumps({"mib": peak_of_this_process()}))
       return 0
-    row = in_turns(options)
-    memory = {side: peak_mib(side) for side in SIDES}
+    trackers = {side: load(side, options) for side in sides}
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  for side in SIDES[:2]:
-    row[f"{side}_mib"] = round(memory[side] - memory["neither"])
-  settings = {key: value for key, value in vars(options).items() if key != "only"}
-  print(json.dumps(row | settings))
+  seconds, scores = in_turns(trackers, options), accuracy(trackers, options.scenes)
+  memory = {side: peak_mib(side) for side in (*sides, _NEITHER)}
+  rows = {
+    side: {
+      **scores[side],
+      "seconds_per_pair": round(seconds[side], 4),
+      "pairs_per_second": round(1 / seconds[side], 2),
+      "mib": round(memory[side] - memory[_NEITHER]),
+      "teacher_ratio": round(seconds["teacher"] / seconds[side], 1),
+    }
+    for side in sides
+  }
+  for side, row in rows.items():
+    weights = Path(getattr(options, side) or "shipped").name
+    told = {key: getattr(options, key) for key in ("scenes", "side", "repetitions")}
+    told |= {key: getattr(options, key) for key in ("points", "masks") if side == "teacher"}
+    print(json.dumps({"measure": side, "weights": weights} | row | told | facts()))
+  print(tapvid_report.table(rows, _COLUMNS, corner="side"), file=sys.stderr)
   return 0
 
 
