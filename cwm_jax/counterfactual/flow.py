@@ -248,17 +248,20 @@ def explain_masks(
   masks: Bool[Array, "1 m 2 gh gw"],
   clean: Prediction,
   points_xy: Float[Array, "1 2"],
-) -> tuple[Float[Array, "h w 3"], Float[Array, "m h w 3"]]:
-  """The passes of one question: the (first mask's) marked frame 1 and the marked predictions.
+) -> tuple[Float[Array, "h w 3"], Float[Array, "m h w 3"], Float[Array, "m 3"]]:
+  """The passes of one question: the (first mask's) marked frame 1, predictions, marks' colours.
 
-  Both are normalised, at the predictor's resolution.
+  All are normalised, at the predictor's resolution.
   """
   marked = multimask.mark_frames(mark, frames[:, 0], clean.tokens, points_xy)
-  return marked[0, 0], multimask.marked_predictions(predict_fn, marked, frames[:, 1], masks)[0]
+  answers = multimask.marked_predictions(predict_fn, marked, frames[:, 1], masks)[0]
+  colours, _ = multimask.mark_colours(marked[0] - frames[0, 0])
+  return marked[0, 0], answers, jnp.broadcast_to(colours, (len(answers), 3))
 
 
 def explain_answer(
   diff: Float[Array, "m h w 3"],
+  colours: Float[Array, "m 3"],
   masks: Bool[Array, "m 2 gh gw"],
   count: Int[Array, ""],
   points_xy: Float[Array, "1 2"],
@@ -273,6 +276,7 @@ def explain_answer(
 
   Args:
     diff: marked minus clean predictions; of the masks beyond `count` whatever it may be.
+    colours: of the marks under each mask.
     points_xy: continuous (x, y), pixels of the predictor's image.
     video_hw, order, average: see `flow_points`.
     on_pixel, **reading: of `read_out`.
@@ -289,7 +293,7 @@ def explain_answer(
   share = count / m
 
   def average_all(to_video):
-    sums = multimask.sum_over_masks(diff, order=order, to_video=to_video)
+    sums = multimask.sum_over_masks(diff, order=order, to_video=to_video, colours=colours[None])
     heat, peak = multimask.average_over_masks(*sums, hiding, order=order, average=average)
     return Response(heat if average == "hidden" else heat / share, peak / share)
 

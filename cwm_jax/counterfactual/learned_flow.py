@@ -103,7 +103,11 @@ def learned_flow(
     pairs = jnp.stack([marked, frames[:, 1]], axis=1)
     image = predict_fn(pairs, clean.masks[i % k, j]).image
     diff = (image - clean.images[i % k, j])[:, None]
-    return multimask.sum_over_masks(diff, order=order, to_video=to_video)
+    colours = None
+    if order == "matched":
+      # What the response is measured along is no way for a mark to change it.
+      colours, _ = multimask.mark_colours(jax.lax.stop_gradient(marked - frames[:, 0])[:, None])
+    return multimask.sum_over_masks(diff, order=order, to_video=to_video, colours=colours)
 
   def point(mark, i):
     sums = pass_of(mark, i, 0)

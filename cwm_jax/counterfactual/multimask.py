@@ -24,7 +24,7 @@ ToVideo = Callable[[Array], Array]
 # Points at once; so that memory does not depend on whether 16 or 256 points are asked about.
 _MAX_POINTS = 16
 
-ORDERS = ("release", "paper")
+ORDERS = ("release", "paper", "matched")
 AVERAGES = ("hidden", "release")
 
 
@@ -217,7 +217,8 @@ def respond(
     points_xy: continuous (x, y), pixels of the predictor's image.
     masks_at_once: a divisor of m; sums are carried over groups of so many masks.
     order: "release" averages the signed difference over masks and then takes the L1 norm over
-      channels; "paper" takes the L1 norm first.
+      channels; "paper" takes the L1 norm first; "matched" takes, of the average, the part that has
+      the mark's own colour, and nothing where that is negative.
     average: "hidden" divides each pixel's sum by the number of masks that hide it (0 where none
       does); "release" divides by the number of masks.
     to_video: maps differences [n, h, w, 3] to the pixels that the response is to have; it must be
@@ -233,7 +234,10 @@ def respond(
     marked = mark_frames(mark, frames[:, 0], clean_g.tokens, points_xy)
     answer = marked_predictions(predict_fn, marked, frames[:, 1], masks_g)
     diff = answer - jax.lax.stop_gradient(clean_g.image)
-    return sum_over_masks(diff, order=order, to_video=to_video)
+    colours = None
+    if order == "matched":
+      colours, _ = mark_colours(marked - frames[:, :1])
+    return sum_over_masks(diff, order=order, to_video=to_video, colours=colours)
 
   if masks_at_once == m:
     sums = group(masks, clean)
@@ -251,28 +255,57 @@ def respond(
   return average_over_masks(*sums, masks, order=order, average=average)
 
 
+def mark_colours(
+  change: Float[Array, "*n h w 3"],
+) -> tuple[Float[Array, "*n 3"], Float[Array, "*n 1"]]:
+  """The colour of what each mark adds where that is strongest, and how much of it that is.
+
+  A colour's largest channel is 1 or -1. The second is the product of the change with it.
+  """
+  flat = change.reshape(*change.shape[:-3], -1, 3)
+  strongest = jnp.argmax(jnp.sum(jnp.abs(flat), axis=-1), axis=-1)
+  most = jnp.take_along_axis(flat, strongest[..., None, None], axis=-2)[..., 0, :]
+  colour = most / jnp.maximum(jnp.max(jnp.abs(most), axis=-1, keepdims=True), 1e-12)
+  return colour, jnp.sum(most * colour, axis=-1, keepdims=True)
+
+
 def sum_over_masks(
-  diff: Float[Array, "n m h w 3"], *, order: str, to_video: ToVideo | None = None
+  diff: Float[Array, "n m h w 3"],
+  *,
+  order: str,
+  to_video: ToVideo | None = None,
+  colours: Float[Array, "n k 3"] | None = None,
 ) -> tuple[Float[Array, "n H W *c"], Float[Array, " n"]]:
-  """Sums of (marked - clean), signed [n, H, W, 3] or L1 [n, H, W], and of each mask's maximum."""
+  """Sums over masks, and of each mask's maximum.
+
+  Args:
+    diff: marked minus clean predictions.
+    order: says what is summed: "release" the differences, [n, H, W, 3]; "paper" their L1 norms,
+      "matched" their parts that have the mark's colour, [n, H, W].
+    to_video: see `respond`.
+    colours: of each point's marks (k is m, or 1 for all masks), for the order "matched".
+  """
+  if order == "matched":
+    # One channel from here on; resizing is linear.
+    diff = jnp.einsum("nmhwc,nmc->nmhw", diff, jnp.broadcast_to(colours, (*diff.shape[:2], 3)))
+    diff = diff[..., None]
+
+  def sizes(values):
+    size = jnp.sum(jnp.maximum(values, 0.0) if order == "matched" else jnp.abs(values), axis=-1)
+    return {"release": values, "paper": size, "matched": values[..., 0]}[order], size
+
   if to_video is None:
-    size = jnp.sum(jnp.abs(diff), axis=-1)
-    peak = jnp.sum(jnp.max(size, axis=(-2, -1)), axis=1)
-    return jnp.sum(diff if order == "release" else size, axis=1), peak
+    summed, size = sizes(diff)
+    return jnp.sum(summed, axis=1), jnp.sum(jnp.max(size, axis=(-2, -1)), axis=1)
 
   # The video may be much larger than the predictor's image: one mask's differences at a time.
   def add(total, diff_of_mask):
-    resized = to_video(diff_of_mask)
-    size = jnp.sum(jnp.abs(resized), axis=-1)
-    more = (resized if order == "release" else size, jnp.max(size, axis=(-2, -1)))
-    return jax.tree.map(jnp.add, total, more), None
+    summed, size = sizes(to_video(diff_of_mask))
+    return jax.tree.map(jnp.add, total, (summed, jnp.max(size, axis=(-2, -1)))), None
 
-  sum_shape = jax.eval_shape(to_video, diff[:, 0]).shape
-  zeros = jnp.zeros(sum_shape if order == "release" else sum_shape[:-1], diff.dtype)
-  (total, peak), _ = jax.lax.scan(
-    add, (zeros, jnp.zeros(diff.shape[0], diff.dtype)), jnp.moveaxis(diff, 1, 0)
-  )
-  return total, peak
+  shapes = jax.eval_shape(lambda: add((0.0, 0.0), diff[:, 0])[0])
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return jax.lax.scan(add, zeros, jnp.moveaxis(diff, 1, 0))[0]
 
 
 def average_over_masks(
@@ -283,18 +316,37 @@ def average_over_masks(
   order: str,
   average: str,
 ) -> Response:
-  """The response from the sums over all masks; the settings are those of `respond`.
+  """The response from the sums over all masks; the settings are those of `respond`."""
+  hidden = jnp.sum(masks[:, :, 1], axis=1, dtype=jnp.float32)
+  asked = jnp.full(masks.shape[:1], float(masks.shape[1]))
+  return average_sums(total, peak, hidden, asked, order=order, average=average)
+
+
+def average_sums(
+  total: Float[Array, "n h w *c"],
+  peak: Float[Array, " n"],
+  hidden: Float[Array, "n gh gw"],
+  asked: Float[Array, " n"],
+  *,
+  order: str,
+  average: str,
+) -> Response:
+  """`average_over_masks`, told of the masks only how many there were.
 
   The average "hidden" is one of the predictor's pixels; sums in other pixels take "release".
+
+  Args:
+    total, peak: sums over masks.
+    hidden: how many masks hid each patch.
+    asked: how many masks there were.
   """
-  m, h = masks.shape[1], total.shape[1]
-  times = jnp.full(total.shape[:3], float(m))
+  times = asked[:, None, None]
   if average == "hidden":
-    hidden = jnp.sum(masks[:, :, 1], axis=1, dtype=jnp.float32)
-    times = masks_lib.patches_to_pixels(jnp.maximum(hidden, 1.0), h // masks.shape[3])
+    times = masks_lib.patches_to_pixels(jnp.maximum(hidden, 1.0), total.shape[1] // hidden.shape[1])
   if order == "release":
-    return Response(jnp.sum(jnp.abs(total / times[..., None]), axis=-1), peak / m)
-  return Response(total / times, peak / m)
+    return Response(jnp.sum(jnp.abs(total / times[..., None]), axis=-1), peak / asked)
+  heat = total / times
+  return Response(jnp.maximum(heat, 0.0) if order == "matched" else heat, peak / asked)
 
 
 def check_averaging(order: str, average: str) -> None:

@@ -237,7 +237,7 @@ def test_every_masks_difference_is_the_stored_one(multi):
   close(delta, want, multi.tolerance("response", want))
 
 
-@pytest.mark.parametrize("order", multimask.ORDERS)
+@pytest.mark.parametrize("order", ["release", "paper"])
 def test_both_orders_of_averaging_follow_from_the_stored_differences(multi, order):
   deltas = np.moveaxis(channels_last(multi.stored["recon_deltas"]), 0, 1)
   clean, marked, _ = multi.passes(multi.masks("masks"))
