@@ -1,21 +1,27 @@
-"""What is shipped: a wheel that holds configs and weights, and launch scripts that parse."""
+"""What is shipped: a wheel that holds configs and weights and works on its own; launch scripts."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
+import command_line
 import pytest
+import tiny_job
+
+from cwm_jax import viz
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel_names(tmp_path_factory):
-  """The names of all files in a wheel built from a copy of the tree."""
+def wheel(tmp_path_factory):
+  """A wheel built from a copy of the tree."""
   copy = tmp_path_factory.mktemp("tree")
   # Built elsewhere: setuptools leaves a build folder whose stale files would end up in the wheel.
   for name in ("cwm_jax", "configs", "third_party"):
@@ -27,7 +33,43 @@ def wheel_names(tmp_path_factory):
   built = subprocess.run(command, capture_output=True, text=True, timeout=300)
   assert built.returncode == 0, built.stderr
   (wheel,) = out.glob("cwm_jax-*.whl")
+  return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel):
+  """The names of all files in it."""
   return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+  """The folder of programs of a new environment in which the wheel, and nothing else, is installed.
+
+  What the package depends on is not installed again but taken from the environment of the tests,
+  whose folder stands behind the new one's own on the path. An editable installation there is not
+  seen: the hook that makes it work is only read in an environment's own folder. That the stated
+  dependencies are enough is shown where everything is installed anew, by `launch/test`.
+  """
+  place = tmp_path_factory.mktemp("clean") / "env"
+  subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True, timeout=120)
+  programs = place / ("Scripts" if os.name == "nt" else "bin")
+  pip = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet"]
+  pip += ["--disable-pip-version-check", "--no-index", "--no-deps", wheel]
+  done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  (own,) = place.rglob("site-packages")
+  (own / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+  return programs
+
+
+def _outside(command, folder):
+  """A command in a folder that is no checkout, with nothing of the tests on its path."""
+  environment = tiny_job.environment(XLA_FLAGS=tiny_job.QUICK)
+  del environment["PYTHONPATH"]
+  return subprocess.run(
+    command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500
+  )
 
 
 def test_the_wheel_carries_every_module_and_config(wheel_names):
@@ -64,10 +106,52 @@ def test_the_wheel_carries_its_licence_and_nothing_of_the_tests(wheel_names):
   assert not any(name.startswith(("tests/", "launch/", "configs/")) for name in wheel_names)
 
 
-def test_an_installed_package_finds_its_configs():
-  from cwm_jax.configs import base
+# Everything that reads files of the package: weights, configs, seeds, tables of releases, the page.
+EVERYTHING = """
+import importlib, pkgutil, sys, urllib.request
+from threading import Thread
+import cwm_jax
+from cwm_jax import cli, configs
+from cwm_jax.pretrained import releases
+from cwm_jax.viewer import command
 
-  assert base.get_config().job == "train"
+def do(*arguments):
+  code = cli.main(list(arguments))
+  assert code == 0, (arguments, code)
+
+names = [module.name for module in pkgutil.iter_modules(configs.__path__)]
+for name in names:
+  importlib.import_module(f"cwm_jax.configs.{name}").get_config()
+assert "pretrain_tiny" in names and "opt-cwm-512" in releases.names()
+cwm_jax.Tracker.load("student-tiny")
+do("track", sys.argv[1], "--grid", "1", "--masks", "1", "--out", "tracks")
+do("eval", "--scenes", "1", "--trackers", "zero", "--set", "evaluate.honesty=False")
+tiny = ["optim.warmup=0 steps", "log.eval_every=0 steps", "log.images_every=0 steps"]
+do(
+  *["train", "run", "--config", "pretrain_tiny:runlocal", "--steps", "1", "--batch", "2"],
+  *[argument for key in tiny for argument in ("--set", key)],
+)
+server = command.make_server(None, 0)
+Thread(target=server.serve_forever, daemon=True).start()
+assert b"<canvas" in urllib.request.urlopen(server.address).read()
+ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "cwm_jax"}
+elsewhere = [name for name, module in ours.items() if not module.__file__.startswith(sys.prefix)]
+assert len(ours) > 50 and not elsewhere, elsewhere
+"""
+
+
+def test_a_wheel_installed_in_an_environment_of_its_own_does_everything(installed, tmp_path):
+  clip = viz.write_mp4(tmp_path / "clip.mp4", command_line.frames(3), fps=10)
+  done = _outside([installed / "python", "-c", EVERYTHING, clip], tmp_path)
+  assert done.returncode == 0, done.stderr
+  written = ("tracks/tracks.npz", "tracks/overlay.mp4", "run/model.safetensors")
+  assert all((tmp_path / path).stat().st_size for path in written)
+
+
+def test_an_installed_wheel_brings_its_command(installed, tmp_path):
+  done = _outside([installed / "cwm-jax", "info"], tmp_path)
+  assert done.returncode == 0, done.stderr
+  assert "predictor-tiny" in done.stdout
 
 
 SCRIPTS = [path for path in sorted((ROOT / "launch").iterdir()) if path.suffix == ""]
