@@ -7,11 +7,13 @@ counts in bare indices instead; `rescale_index_yx` and `resize_window` are its w
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,6 +37,19 @@ def to_normalised(frames: UInt8[Array, "*b 3"] | Float[Array, "*b 3"]) -> Float[
   return normalise(frames.astype(jnp.float32) / 255.0)
 
 
+def prepare_on_host(
+  frame: UInt8[np.ndarray, "h w 3"] | Float[np.ndarray, "h w 3"],
+  size_hw: tuple[int, int],
+  *,
+  antialias: bool,
+) -> Float32[np.ndarray, "h2 w2 3"]:
+  """A frame, as `to_normalised` takes it, normalised and in another size; see `resize_on_host`."""
+  small = resize_on_host(frame, size_hw, antialias=antialias)
+  if np.issubdtype(frame.dtype, np.floating):
+    return small
+  return (small / 255.0 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+
+
 def pixel_centres(h: int, w: int) -> Float[Array, "h w 2"]:
   """(x, y) of every pixel's centre."""
   y, x = jnp.meshgrid(jnp.arange(h) + 0.5, jnp.arange(w) + 0.5, indexing="ij")
@@ -42,11 +57,11 @@ def pixel_centres(h: int, w: int) -> Float[Array, "h w 2"]:
 
 
 def scale_points_xy(
-  points_xy: Float[Array, "*n 2"], from_hw: Any, to_hw: tuple[int, int]
+  points_xy: Float[Array, "*n 2"], from_hw: Any, to_hw: Any
 ) -> Float[Array, "*n 2"]:
   """Moves continuous (x, y) from an image of size `from_hw` to the same image at `to_hw`.
 
-  Sizes are (height, width); the first may be traced.
+  Sizes are (height, width); both may be traced.
   """
   factor = jnp.array([to_hw[1] / from_hw[1], to_hw[0] / from_hw[0]], points_xy.dtype)
   return points_xy * factor
@@ -94,6 +109,35 @@ def resize(
     return image
   shape = (*image.shape[:-3], *size_hw, image.shape[-1])
   return jax.image.resize(image, shape, "linear", antialias=antialias)
+
+
+def resize_on_host(
+  image: UInt8[np.ndarray, "*b h w c"] | Float[np.ndarray, "*b h w c"],
+  size_hw: tuple[int, int],
+  *,
+  antialias: bool = False,
+) -> Float32[np.ndarray, "*b h2 w2 c"]:
+  """`resize` in NumPy, to float accuracy: nothing is compiled, whatever the sizes."""
+  out = np.asarray(image, np.float32)
+  (*_, h, w, _), (to_h, to_w) = out.shape, size_hw
+  if h != to_h:
+    tall = _linear_weights(h, to_h, antialias) @ out.reshape(*out.shape[:-2], -1)
+    out = tall.reshape(*out.shape[:-3], to_h, *out.shape[-2:])
+  return out if w == to_w else _linear_weights(w, to_w, antialias) @ out
+
+
+@functools.cache
+def _linear_weights(length: int, to_length: int, antialias: bool) -> Float32[np.ndarray, "to from"]:
+  """Each new pixel as a weighted sum of the old ones, along one axis, as `jax.image.resize` has it.
+
+  Shrinking with antialias, the triangle is as much wider as the image gets smaller.
+  """
+  step = np.float32(length / to_length)
+  place = (np.arange(to_length, dtype=np.float32) + 0.5) * step - 0.5
+  away = np.abs(place[:, None] - np.arange(length, dtype=np.float32))
+  width = max(step, np.float32(1)) if antialias else np.float32(1)
+  weights = np.maximum(0, 1 - away / width)
+  return weights / weights.sum(axis=1, keepdims=True)
 
 
 def resize_corners(

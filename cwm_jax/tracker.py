@@ -7,30 +7,19 @@ itself is the engine's (`counterfactual.engine`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from cwm_jax import geometry, tracking
-from cwm_jax.counterfactual import engine, perturb
+from cwm_jax.counterfactual import adaptive, adaptive_engine, compiled, engine, perturb
 from cwm_jax.counterfactual import masks as masks_lib
+from cwm_jax.counterfactual.pending import Passes
 from cwm_jax.types import Explanation, InputError, PointFlow, Prediction, Tracks
-
-
-@dataclass(frozen=True)
-class _Apply:
-  """`model.apply` at one number of visible patches; equal ones share their compiled programs."""
-
-  model: Any
-  num_visible: int
-
-  def __call__(self, params: Any, frames: Any, mask: Any) -> Prediction:
-    return self.model.apply({"params": params}, frames, mask, num_visible=self.num_visible)
 
 
 class Tracker:
@@ -47,7 +36,7 @@ class Tracker:
     *,
     image_hw: tuple[int, int],
     patch: int,
-    num_masks: int = 10,
+    num_masks: int | str | adaptive.Rule = 10,
     mask_ratio: float = 0.9,
     zoom: int = 0,
     mark: Mapping[str, Any] | perturb.Mark | None = None,
@@ -68,7 +57,8 @@ class Tracker:
         function closes over becomes constants.
       image_hw: the size that `predict_fn` sees.
       patch: side of its patches in pixels.
-      num_masks: N of MM-N.
+      num_masks: N of MM-N; or "adaptive" or a `counterfactual.adaptive.Rule`: each point chooses
+        its masks and stops when its peak is settled (not with zoom or the protocol "release").
       mask_ratio: share of frame 2's patches that is hidden.
       zoom: rounds of multi-scale refinement after the whole frame.
       mark: a mark (see `counterfactual.perturb`), its description as a dict, or None for a red
@@ -77,7 +67,8 @@ class Tracker:
       masks_seed: of the masks; all pairs get the same ones, so an answer depends on its pair alone.
       memory_budget: bytes for the passes in flight; None takes a quarter of the device's memory, or
         1 GiB where that is not told.
-      order: of averaging over masks, "release" (signed differences) or "paper" (L1 responses).
+      order: of averaging over masks, "release" (signed differences), "paper" (L1 responses) or
+        "matched" (the signed differences' part in the mark's own colour).
       average: "hidden" (over the masks that hide a pixel) or "release" (over all masks); None takes
         the protocol's: "release" there, else "hidden".
       protocol: of coordinates, "half_pixel" or "release": as the public release of Opt-CWM,
@@ -99,10 +90,16 @@ class Tracker:
       mark = perturb.Square(size=max(1, patch // 2))
     elif isinstance(mark, Mapping):
       mark = perturb.build(mark)
-    self._engine = engine.Engine(
+    rule = adaptive.Rule() if num_masks == "adaptive" else num_masks
+    make = engine.Engine
+    if isinstance(rule, adaptive.Rule):
+      make, num_masks = partial(adaptive_engine.AdaptiveEngine, rule=rule), rule.bank
+    elif isinstance(num_masks, str):
+      raise InputError(f"num_masks is {num_masks!r}; give a number, or 'adaptive'")
+    self._engine = make(
       predict_fn,
       mark,
-      engine.make_masks(
+      compiled.make_masks(
         masks_seed,
         grid_hw=(h // patch, w // patch),
         mask_ratio=mask_ratio,
@@ -126,7 +123,7 @@ class Tracker:
     cls,
     name_or_path: str | Path | None = None,
     *,
-    num_masks: int = 10,
+    num_masks: int | str | adaptive.Rule = 10,
     mask_ratio: float | None = None,
     zoom: int = 0,
     mark: Mapping[str, Any] | perturb.Mark | str | Path | None = None,
@@ -156,8 +153,8 @@ class Tracker:
     Raises:
       InputError: no such file, or one that is not a weights file, or a setting that cannot be.
     """
-    from cwm_jax import models
-    from cwm_jax.pretrained import flow_networks, learned_marks, mark_files, releases, weights
+    from cwm_jax import loading
+    from cwm_jax.pretrained import flow_networks, releases, weights
 
     path = weights.shipped() if name_or_path is None else releases.locate(name_or_path)
     params, config = weights.load(path)
@@ -166,28 +163,22 @@ class Tracker:
       from cwm_jax.flow_tracker import FlowNetworkTracker
 
       return FlowNetworkTracker.of_weights(params, config, mark=mark, dtype=dtype, **settings)
-    if isinstance(mark, str | Path):
-      mark = mark_files.load(mark, model=config["model"])
-    elif mark is None and learned_marks.is_learned(config):
-      mark = learned_marks.build(config, jax.tree.map(jnp.asarray, weights.load_perturber(path)))
-    model = models.in_dtype(config["model"], dtype, attention_dtype)
-    ratio = model["mask_ratio"] if mask_ratio is None else mask_ratio
-    (h, w), patch = model["image_hw"], model["patch"]
-    grid_hw = (h // patch, w // patch)
-    num_visible = grid_hw[0] * grid_hw[1] + masks_lib.num_visible_patches(grid_hw, ratio)
+    chosen = dict(mask_ratio=mask_ratio, mark=mark, dtype=dtype, attention_dtype=attention_dtype)
+    parts = loading.predictor(path, params, config, **chosen)
     return cls(
-      Partial(_Apply(models.build(model), num_visible), jax.tree.map(jnp.asarray, params)),
-      image_hw=(h, w),
-      patch=patch,
+      **parts._asdict(),
       num_masks=num_masks,
-      mask_ratio=ratio,
       zoom=zoom,
-      mark=mark if mark is not None or "mark" not in config else config["mark"],
       readout=readout,
       masks_seed=masks_seed,
       memory_budget=memory_budget,
       **settings,
     )
+
+  @property
+  def passes(self) -> Passes:
+    """Passes of the predictor so far, over whole frames; those of `explain` do not count."""
+    return self._engine.passes()
 
   def track(
     self, video: Iterable[Any], queries_tyx: Any, *, mode: str = "query", sure: float = 0.08
@@ -283,22 +274,30 @@ class Tracker:
     joined = (np.concatenate(values) for values in zip(*done))
     return PointFlow(*(v.reshape(num_pairs, num_points, *v.shape[1:]) for v in joined))
 
-  def dense_flow(self, frame1: Any, frame2: Any, stride: int = 8) -> tuple[np.ndarray, np.ndarray]:
+  def dense_flow(
+    self, frame1: Any, frame2: Any, stride: int = 8, *, marks: int = 1, votes: float = 1.0
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Flow on a grid: the centre of every `stride` x `stride` cell that fits into the frame.
+
+    Args:
+      marks: in one pass, told apart as `counterfactual.many` says, with a pass a mask and point.
+      votes: width of neighbours' votes in patches, where there are several marks; 0 lets none vote.
 
     Returns:
       flow_xy float32 [h, w, 2], (dx, dy) in pixels, and points_xy [h, w, 2], where it starts.
 
     Raises:
-      InputError: frames that cannot be used, or a stride that does not fit.
+      InputError: frames that cannot be used, or a stride or number of marks that does not fit.
     """
     h, w = tracking.check_image(frame1).shape[:2]
-    if not 1 <= stride <= min(h, w):
-      raise InputError(f"a stride of {stride} pixels does not fit a frame of {w} x {h}")
-    x, y = np.arange(w // stride) + 0.5, np.arange(h // stride) + 0.5
-    points = np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32) * stride
-    answer = self.flow(frame1, frame2, points.reshape(-1, 2))
-    return answer.xy.reshape(points.shape) - points, points
+    points = tracking.grid((h, w), stride)
+    if marks == 1:
+      answer = self.flow(frame1, frame2, points.reshape(-1, 2))
+      return answer.xy.reshape(points.shape) - points, points
+    one, video_hw = self._frame(frame1, None)
+    two, video_hw = self._frame(frame2, video_hw)
+    asked = self._engine.ask_grid((one, two), points, video_hw, marks=marks, votes=votes)
+    return np.asarray(asked) - points, points
 
   def explain(self, frame1: Any, frame2: Any, point_xy: Any) -> Explanation:
     """One question with everything in between, on the whole frame (zoom's rounds are left out).
@@ -336,9 +335,9 @@ class Tracker:
 
     Args:
       program: a pure function (predict_fn, frames [2, h, w, 3] normalised, masks [m, 2, gh, gw],
-        point_xy [2], *, patch, **named) at the predictor's resolution; it is compiled.
+        point_xy, *, patch, **named) at the predictor's resolution; it is compiled.
       frame1, frame2: uint8 [H, W, 3].
-      point_xy: [2], pixels of the frames; the program gets it in the predictor's.
+      point_xy: [2] or [n, 2], pixels of the frames; the program gets it in the predictor's.
       **named: handed on; anything that can be hashed.
 
     Returns:
@@ -349,8 +348,8 @@ class Tracker:
     """
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
-    point = np.asarray(point_xy, np.float32).reshape(-1)
-    tracking.check_inside(point[None], video_hw)
+    point = np.asarray(point_xy, np.float32)
+    tracking.check_inside(point.reshape(-1, 2), video_hw)
     answer = self._engine.ask_program(program, (one, two), point, video_hw, named)
     return jax.tree.map(np.asarray, answer)
 

@@ -46,6 +46,19 @@ def check_image(image: Any) -> np.ndarray:
   return image
 
 
+def grid(size_hw: tuple[int, int], stride: int) -> Float[np.ndarray, "gy gx 2"]:
+  """Centres (x, y) of the `stride` x `stride` cells that fit into a frame.
+
+  Raises:
+    InputError: a stride that does not fit.
+  """
+  h, w = size_hw
+  if not 1 <= stride <= min(h, w):
+    raise InputError(f"a stride of {stride} pixels does not fit a frame of {w} x {h}")
+  x, y = np.arange(w // stride) + 0.5, np.arange(h // stride) + 0.5
+  return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32) * stride
+
+
 def check_inside(points_xy: np.ndarray, size_hw: tuple[int, int]) -> None:
   """Raises InputError unless all points (x, y) lie in an image of that size."""
   h, w = size_hw

@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 
 from cwm_jax import models
 from cwm_jax.configs import base, opt_cwm
-from cwm_jax.counterfactual import engine, gaussian, masks, multimask
+from cwm_jax.counterfactual import compiled, gaussian, masks, multimask
 from cwm_jax.models.perturber import Perturber
 from cwm_jax.pretrained import convert, keymaps
 from cwm_jax.tracker import Tracker
@@ -217,7 +217,7 @@ def public(
     InputError: it does not start.
   """
   (h, w), patch = network.model["image_hw"], network.model["patch"]
-  drawn = engine.make_masks(
+  drawn = compiled.make_masks(
     0, grid_hw=(h // patch, w // patch), mask_ratio=MASK_RATIO, num_masks=options.masks, zoom=0
   )
   rules = convert.Naming(predictor="cwm_model.", perturber="perturber.").rules()

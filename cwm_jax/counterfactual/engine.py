@@ -1,46 +1,37 @@
 """The inference engine under `Tracker`: questions of any number in, padded device work out.
 
-Points, pairs and their groups are padded to buckets, so the number of compiled programs does not
-depend on how many are asked about; `multimask.plan` decides how many passes run at a time.
+Points and pairs are padded, so a handful of compiled programs (`compiled`) answers any number of
+them; `multimask.plan` decides how many passes run at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import flow, multimask, perturb, zoom
-from cwm_jax.counterfactual import masks as masks_lib
-from cwm_jax.types import InputError, PointFlow, Prediction, Response
+from cwm_jax.counterfactual import compiled, flow, many, multimask, perturb, zoom
+from cwm_jax.counterfactual.pending import Passes, Pending
+from cwm_jax.types import InputError, PointFlow, Response
 
-BUCKETS = (1, 4, 16, 64, 256)
+# Numbers of points that have a program; steps without a point in them cost next to nothing.
+BUCKETS = (1, 16, 256)
+# Numbers of pairs whose clean predictions are held together, as memory allows.
+_PAIRS = (1, 4, 16)
+# Points of the middle bucket, and clean passes of several pairs, that are worked on at a time: a
+# step that is half empty costs as much as a full one.
+_FEW = 4
 # The default budget: a share of a device that tells its size, a fixed amount on one that does not.
 _SHARE_OF_DEVICE, _BYTES_ELSEWHERE = 0.25, 2**30
 # More passes at once bring no more speed on an accelerator; on a CPU they cost it once attention
 # scores fall out of cache: of passes that take 32 MiB each, five at once are 1.4 x slower than two.
 _MAX_PASSES, _MAX_PASSES_ON_CPU, _BYTES_OF_PASSES_ON_CPU = 256, 16, 80 * 2**20
-
-_SETTINGS = "order average readout inverse_temperature occlusion_threshold protocol".split()
-_clean_predictions = jax.jit(multimask.clean_predictions, static_argnames=("chunk", "keep_tokens"))
-_flow_points = jax.jit(flow.flow_points, static_argnames=("plan", "video_hw", *_SETTINGS))
-_refine = jax.jit(
-  zoom.refine, static_argnames=("image_hw", "plan", "held", "keep_tokens", *_SETTINGS)
-)
-_explain_masks = jax.jit(flow.explain_masks)
-_explain_answer = jax.jit(flow.explain_answer, static_argnames=("video_hw", "on_pixel", *_SETTINGS))
-
-
-@partial(jax.jit, static_argnames=("image_hw", "antialias"))
-def _prepare(frame, *, image_hw, antialias):
-  return geometry.resize(geometry.to_normalised(frame), image_hw, antialias=antialias)
 
 
 class Frame(NamedTuple):
@@ -52,34 +43,6 @@ class Frame(NamedTuple):
 
   small: Any
   full: Any
-
-
-class Pending(NamedTuple):
-  """Answers that the device may still be working on.
-
-  parts: (positions in the result, padded PointFlow on the device) of each group of points.
-  count: how many points were asked about.
-  """
-
-  parts: list[tuple[np.ndarray, PointFlow]]
-  count: int
-
-  def fetch(self) -> PointFlow:
-    """Waits, and returns NumPy arrays: xy [n, 2], visible [n], confidence [n]."""
-    out = PointFlow(
-      np.zeros((self.count, 2), np.float32),
-      np.zeros(self.count, bool),
-      np.zeros(self.count, np.float32),
-    )
-    for where, part in self.parts:
-      for mine, theirs in zip(out, part):
-        mine[where] = np.asarray(theirs)[: len(where)]
-    return out
-
-
-def bucket(count: int) -> int:
-  """The smallest bucket that holds `count`; the largest for anything above it."""
-  return next((size for size in BUCKETS if size >= count), BUCKETS[-1])
 
 
 class Engine:
@@ -123,6 +86,7 @@ class Engine:
     self._mark = mark if isinstance(mark, Partial) else Partial(mark)
     self._keep_tokens = perturb.reads_token(mark)
     self._settings = dict(settings)
+    self._counts: list[tuple[Any, Any]] = []
     num_masks = masks.shape[1]
     device = jax.local_devices()[0]  # only a process's own devices tell their memory
     if memory_budget is None:
@@ -139,10 +103,17 @@ class Engine:
     # The clean predictions of a group of pairs are held while its points are asked about; in zoom
     # those of a group of points, a power of two so that every bucket divides into groups.
     clean_bytes = num_masks * self._prediction_bytes()
-    self.pairs_at_once = max(n for n in BUCKETS if n == 1 or n * clean_bytes < memory_budget / 4)
+    self.pairs_at_once = max(n for n in _PAIRS if n == 1 or n * clean_bytes < memory_budget / 4)
     self.windows_at_once = max(
       n for n in (1, 2, 4, 8, 16) if n == 1 or n * clean_bytes < memory_budget / 4
     )
+    # One point at a time wastes no step, however many there may be. In zoom all sizes of video have
+    # programs of their own.
+    self.buckets = BUCKETS
+    if masks.shape[0] > 1:
+      self.buckets = (BUCKETS[0], BUCKETS[-1])
+    elif self.plan.points == 1:
+      self.buckets = BUCKETS[-1:]
 
   @property
   def _release(self) -> bool:
@@ -165,9 +136,11 @@ class Engine:
       image: [H, W, 3], as `geometry.to_normalised` takes it. It is shrunk with antialiasing, but
         under the protocol "release" without.
     """
-    image = jnp.asarray(image)
-    full = image if self.masks.shape[0] > 1 else None
-    return Frame(_prepare(image, image_hw=self.image_hw, antialias=not self._release), full)
+    # On the host, or every size of video would have a program of its own.
+    small = geometry.prepare_on_host(image, self.image_hw, antialias=not self._release)
+    # The caller may write the next frame into the same memory.
+    full = jax.device_put(image, may_alias=False) if self.masks.shape[0] > 1 else None
+    return Frame(jax.device_put(small, may_alias=False), full)
 
   def ask(
     self,
@@ -194,17 +167,69 @@ class Engine:
       mine = np.flatnonzero((pair_of >= begin) & (pair_of < begin + len(group)))
       if not mine.size:
         continue
-      frames, valid = _stack([[f.small for f in pair] for pair in group])
-      masks = jnp.broadcast_to(self.masks[0], (frames.shape[0], *self.masks.shape[1:]))
-      clean = self._clean(frames, masks, valid)
+      asked = self._clean([[f.small for f in pair] for pair in group])
+      self._count(len(mine) * self.masks.shape[1], len(group) * self.masks.shape[1])
       full = None
       if self.masks.shape[0] > 1:
-        full, _ = _stack([[f.full for f in pair] for pair in group])
-      for start in range(0, len(mine), BUCKETS[-1]):
-        where = mine[start : start + BUCKETS[-1]]
-        asked = (pair_of[where] - begin, points_xy[where])
-        parts.append((where, self._ask_group(frames, masks, clean, full, *asked, video_hw)))
+        full = flat([[f.full for f in pair] for pair in group], self.pairs_at_once)
+      for start in range(0, len(mine), self.buckets[-1]):
+        where = mine[start : start + self.buckets[-1]]
+        points = (pair_of[where] - begin, points_xy[where])
+        parts.append((where, self._ask_group(asked, full, *points, video_hw)))
     return Pending(parts, len(points_xy))
+
+  def ask_grid(
+    self,
+    pair: tuple[Frame, Frame],
+    points_xy: np.ndarray,
+    video_hw: tuple[int, int],
+    *,
+    marks: int,
+    votes: float,
+  ) -> Any:
+    """Starts the work for an even grid of points, several of them marked in each pass.
+
+    Args:
+      pair, video_hw: see `ask`.
+      points_xy: float32 [gy, gx, 2], pixels of the frames as given.
+      marks, votes: see `Tracker.dense_flow`.
+
+    Returns:
+      Destinations [gy, gx, 2] on the device, pixels of the frames as given.
+
+    Raises:
+      InputError: a number of marks that the grid cannot have, or the protocol "release".
+    """
+    if self._release:
+      raise InputError("several marks a pass do not go with the protocol 'release'")
+    grid_hw = points_xy.shape[:2]
+    settings = many.Settings(many.blocks(marks, grid_hw), self.masks.shape[1], votes)
+    size = many.num_passes(grid_hw, settings)
+    self._count(size - settings.rounds, settings.rounds)
+    return compiled.ask_grid(
+      self._predict_fn,
+      self._mark,
+      [frame.small for frame in pair],
+      self.masks,
+      many.deal(grid_hw, settings, seed=0),
+      points_xy,
+      np.array(video_hw, np.int32),
+      image_hw=self.image_hw,
+      votes=votes,
+      chunk=self.plan.clean,
+      readout=self._settings["readout"],
+      inverse_temperature=self._settings["inverse_temperature"],
+    )
+
+  def passes(self) -> Passes:
+    """How many passes all that was asked has taken."""
+    totals = [sum(int(count) for count in kind) for kind in zip(*self._counts)] or [0, 0]
+    self._counts = [tuple(totals)]
+    return Passes(*totals)
+
+  def _count(self, marked: Any, clean: Any) -> None:
+    """Adds to the passes; the numbers may still be on their way from the device."""
+    self._counts.append((marked, clean))
 
   def explain(
     self,
@@ -226,22 +251,25 @@ class Engine:
       (normalised), the Response and the PointFlow, both of one point; the answer in the pixels of
       the frames as given.
     """
-    frames, valid = _stack([[f.small for f in pair]])
     point = self._place(jnp.asarray(point_xy)[None], video_hw)
     num_masks = self.masks.shape[1]
-    diff = jnp.zeros((num_masks, *self.image_hw, 3))
+    diff, colours = jnp.zeros((num_masks, *self.image_hw, 3)), jnp.zeros((num_masks, 3))
     cleans, answers, marked = [], [], None
     for begin in range(0, num_masks, masks_at_once):
       group = slice(begin, begin + masks_at_once)
       masks = self.masks[:1, group]
-      clean = self._clean(frames, masks, valid)
-      ours, answer = _explain_masks(self._predict_fn, self._mark, frames, masks, clean, point)
+      frames, masks, clean = self._clean([[f.small for f in pair]], masks, pairs_held=1)
+      ours, answer, colour = compiled.explain_masks(
+        self._predict_fn, self._mark, frames, masks, clean, point
+      )
       marked = ours if marked is None else marked
       cleans.append(clean.image[0])
       answers.append(answer)
       diff = diff.at[group].set(answer - clean.image[0])
-      response, found = _explain_answer(
+      colours = colours.at[group].set(colour)
+      response, found = compiled.explain_answer(
         diff,
+        colours,
         self.masks[0],
         begin + masks_at_once,
         point,
@@ -263,7 +291,7 @@ class Engine:
     """What a program of the user's own says of a pair and a point; see `Tracker.ask`."""
     compiled = jax.jit(program, static_argnames=("patch", *named))
     frames = jnp.stack([frame.small for frame in pair])
-    point = self._place(jnp.asarray(point_xy)[None], video_hw)[0]
+    point = self._place(jnp.asarray(point_xy), video_hw)
     return compiled(self._predict_fn, frames, self.masks[0], point, patch=self.patch, **named)
 
   def _place(self, points_xy: Array, video_hw: tuple[int, int]) -> Array:
@@ -280,89 +308,76 @@ class Engine:
       return answer
     return answer._replace(xy=geometry.scale_points_xy(answer.xy, self.image_hw, video_hw))
 
-  def _clean(
-    self, frames: Float[Array, "p 2 h w 3"], masks: Bool[Array, "p m 2 gh gw"], valid: Any
-  ) -> Prediction:
-    return _clean_predictions(
+  def _clean(self, pairs: list[list[Array]], masks: Any = None, *, pairs_held: int = 0) -> Any:
+    """`compiled.clean` of some pairs, padded to `pairs_held` (0: as many as are ever held)."""
+    masks = self.masks if masks is None else masks
+    held = pairs_held or self.pairs_at_once
+    num_masks = masks.shape[1]
+    # A step is all the masks of one pair, or of some where these are few; then a single pair, which
+    # would leave most of a step empty, has a program of its own.
+    together = max(1, _FEW // num_masks)
+    size = 1 if len(pairs) == 1 and together > 1 else held
+    return compiled.clean(
       self._predict_fn,
-      frames,
+      flat(pairs, size),
       masks,
-      jnp.asarray(valid),
-      chunk=self.plan.clean,
+      np.arange(size) < len(pairs),
+      pairs=held,
+      chunk=min(together * num_masks, self.plan.clean),
       keep_tokens=self._keep_tokens,
     )
 
-  def _ask_group(self, frames, masks, clean, full, pair_of, points_xy, video_hw) -> PointFlow:
-    size = bucket(len(points_xy))
-    valid = jnp.asarray(np.arange(size) < len(points_xy))
-    pair_of = jnp.asarray(np.resize(pair_of, size).astype(np.int32))
-    points = jnp.asarray(np.resize(points_xy, (size, 2)).astype(np.float32))
-    answer = _flow_points(
+  def _ask_group(self, asked, full, pair_of, points_xy, video_hw) -> PointFlow:
+    size = next(size for size in self.buckets if size >= len(points_xy))
+    valid = np.arange(size) < len(points_xy)
+    pair_of = np.resize(pair_of, size).astype(np.int32)
+    points = np.resize(points_xy, (size, 2)).astype(np.float32)
+    plan = self.plan
+    if size == BUCKETS[1]:
+      plan = plan._replace(points=min(plan.points, _FEW))
+    answer = compiled.ask(
       self._predict_fn,
       self._mark,
-      frames,
-      masks,
-      clean,
+      asked,
       pair_of,
-      self._place(points, video_hw),
+      points,
       valid,
-      plan=self.plan,
-      video_hw=self._read_at(video_hw),
+      np.array(video_hw, np.int32),
+      image_hw=self.image_hw,
+      plan=plan,
+      read_at=self._read_at(video_hw),
       **self._settings,
     )
-    answer = self._place_back(answer, video_hw)
     inside = None
     if self._release:
       # The release's first window lies in the video, each later one in the one before it.
-      whole = jnp.array(video_hw[::-1], jnp.float32)
-      inside = (jnp.zeros((size, 2)), whole)
+      inside = (np.zeros((size, 2), np.float32), np.array(video_hw[::-1], np.float32))
     rounds = self.masks.shape[0] - 1
-    for masks, window in zip(self.masks[1:], zoom.crop_sizes(video_hw, rounds)):
-      answer, corners = _refine(
+    for number, window in enumerate(zoom.crop_sizes(video_hw, rounds), start=1):
+      answer, corners = compiled.refine(
         self._predict_fn,
         self._mark,
         full,
-        masks,
+        self.masks,
+        np.int32(number),
         pair_of,
         points,
         answer.xy,
-        jnp.float32(window),
+        np.float32(window),
         valid,
         inside,
         image_hw=self.image_hw,
-        plan=self.plan,
+        plan=plan,
         held=self.windows_at_once,
         keep_tokens=self._keep_tokens,
         **self._settings,
       )
       if self._release:
-        inside = (corners, jnp.full(2, window, jnp.float32))
+        inside = (corners, np.full(2, window, np.float32))
     return answer
 
 
-def make_masks(
-  seed: int, *, grid_hw: tuple[int, int], mask_ratio: float, num_masks: int, zoom: int
-) -> Bool[Array, "r m 2 gh gw"]:
-  """The masks of a whole frame and of each round of zoom, from one seed.
-
-  Raises:
-    InputError: settings that no mask can meet.
-  """
-  if num_masks < 1 or zoom < 0:
-    raise InputError(f"num_masks is {num_masks} (1 or more) and zoom is {zoom} (0 or more)")
-  num_visible = masks_lib.num_visible_patches(grid_hw, mask_ratio)
-  if zoom and num_visible > grid_hw[0] * grid_hw[1] - 9:
-    raise InputError(
-      f"zoom hides 3 x 3 patches round the last answer, and a mask ratio of {mask_ratio} hides "
-      f"fewer than 9 of {grid_hw[0] * grid_hw[1]}; take a higher mask_ratio or zoom=0"
-    )
-  key = jax.random.key(seed)
-  return masks_lib.sample_masks(key, grid_hw, num_visible, (zoom + 1, num_masks))
-
-
-def _stack(pairs: list[list[Any]]) -> tuple[Array, np.ndarray]:
-  """[bucket, 2, ...] and which of them are real; the rest repeats the first."""
-  size = bucket(len(pairs))
+def flat(pairs: list[list[Array]], size: int) -> list[Array]:
+  """The frames of `size` pairs one after the other; beyond those given, the first ones again."""
   padded = [*pairs, *[pairs[0]] * (size - len(pairs))]
-  flat = jnp.stack([frame for pair in padded for frame in pair])
-  return flat.reshape(size, 2, *flat.shape[1:]), np.arange(size) < len(pairs)
+  return [frame for pair in padded for frame in pair]

@@ -37,6 +37,24 @@ class Settings(NamedTuple):
   votes: float = 1.0
 
 
+def blocks(marks: int, grid_hw: tuple[int, int]) -> tuple[int, int]:
+  """Rows and columns of that many blocks, as even and then as square as the grid allows.
+
+  Raises:
+    InputError: the grid has not so many points, or cannot be cut so.
+  """
+  rows, cols = grid_hw
+  fits = [
+    (marks // across, across)
+    for across in range(1, marks + 1)
+    if marks % across == 0 and across <= cols and marks // across <= rows
+  ]
+  if not fits:
+    raise InputError(f"a grid of {rows} x {cols} points cannot have {marks} marks in a pass")
+  squareness = lambda cut: abs(np.log(rows / cut[0]) - np.log(cols / cut[1]))  # noqa: E731
+  return min(fits, key=lambda cut: (_block_size(grid_hw, cut), squareness(cut)))
+
+
 def num_passes(grid_hw: tuple[int, int], settings: Settings) -> int:
   """Passes that a grid of so many rows and columns of points costs: marked ones and clean ones."""
   return settings.rounds * (_block_size(grid_hw, settings.blocks) + 1)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, UInt8
 
@@ -84,8 +82,7 @@ def queries_tyx(
   size_hw = clip.video.shape[1:3]
   points_xy = clip.points_xy[questions.point, questions.start]
   if whole_pixels:
-    index_yx = geometry.point_to_index_yx(jnp.asarray(points_xy), size_hw)
-    points_xy = np.asarray(geometry.index_to_point_xy(index_yx))
+    points_xy = np.clip(np.floor(points_xy), 0, np.array(size_hw[::-1]) - 1) + 0.5
   inside_xy = np.clip(points_xy, 0.0, np.array(size_hw[::-1], np.float32))
   return np.column_stack([questions.start, inside_xy[:, ::-1]]).astype(np.float32)
 
@@ -126,7 +123,7 @@ def at_resolution(clip: TapVidClip, resolution: str) -> TapVidClip:
     return clip
   return clip._replace(
     video=np.round(resize_video(clip.video, to_hw)).astype(np.uint8),
-    points_xy=np.asarray(geometry.scale_points_xy(jnp.asarray(clip.points_xy), from_hw, to_hw)),
+    points_xy=clip.points_xy * np.divide(to_hw, from_hw)[::-1].astype(np.float32),
   )
 
 
@@ -135,13 +132,10 @@ def resize_video(
 ) -> Float32[np.ndarray, "t h2 w2 3"]:
   """Frames resized as the public evaluation does it: bilinear, no averaging; still 0 to 255."""
   parts = [
-    np.asarray(_resize(video[first : first + _FRAMES_AT_ONCE].astype(np.float32), size_hw))
+    geometry.resize_on_host(video[first : first + _FRAMES_AT_ONCE], size_hw)
     for first in range(0, len(video), _FRAMES_AT_ONCE)
   ]
   return np.concatenate(parts)
-
-
-_resize = jax.jit(geometry.resize, static_argnums=1)
 
 
 def _whole(clip: TapVidClip, point: np.ndarray, start: np.ndarray) -> Questions:

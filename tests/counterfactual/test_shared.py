@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toy_predictors as toys
 
-from cwm_jax.counterfactual import engine, masks, multimask, perturb, shared
+from cwm_jax.counterfactual import compiled, engine, masks, multimask, perturb, shared
 from cwm_jax.types import Prediction
 
 GRID, PATCH, HW = (6, 8), 4, (24, 32)
@@ -67,7 +67,7 @@ def _ask(predict, points_xy, *, plan, zoom, video, protocol="half_pixel"):
   asker = engine.Engine(
     predict,
     perturb.Square(size=1),
-    engine.make_masks(0, grid_hw=GRID, mask_ratio=0.75, num_masks=3, zoom=zoom),
+    compiled.make_masks(0, grid_hw=GRID, mask_ratio=0.75, num_masks=3, zoom=zoom),
     patch=PATCH,
     memory_budget=None,
     settings=dict(
@@ -126,7 +126,7 @@ def test_memory_for_256_points_is_that_for_16(protocol, monkeypatch):
   temporary = {}
 
   def measured(name):
-    program = getattr(engine, name)
+    program = getattr(compiled, name)
 
     def call(*args, **named):
       stats = program.lower(*args, **named).compile().memory_analysis()
@@ -135,11 +135,11 @@ def test_memory_for_256_points_is_that_for_16(protocol, monkeypatch):
 
     return call
 
-  for name in ("_flow_points", "_refine"):
-    monkeypatch.setattr(engine, name, measured(name))
+  for name in ("ask", "refine"):
+    monkeypatch.setattr(compiled, name, measured(name))
   for count in (16, 256):
     points = np.full((count, 2), 20.0)
     plan = multimask.Plan(clean=6, points=2, masks=3)
     _ask(toys.shifted_by(3, 5), points, zoom=1, video=video, protocol=protocol, plan=plan)
-  for name in ("_flow_points", "_refine"):
+  for name in ("ask", "refine"):
     assert 0 < temporary[name, 256] <= 1.2 * temporary[name, 16], temporary

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import toy_predictors as toys
+
+from cwm_jax.counterfactual import adaptive
+from cwm_jax.tracker import Tracker
+from cwm_jax.types import InputError
+
+
+def _moving_video():
+  """Frame 1 of noise, and frame 2 that is frame 1 moved by (dy 2, dx 4), size 48 x 64."""
+  first = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+  return np.stack([first, np.roll(first, (2, 4), axis=(0, 1))])
+
+
+def _asker(**named):
+  return Tracker(
+    toys.shifted_by(2, 4),
+    image_hw=(48, 64),
+    patch=8,
+    mark={"kind": "gaussian", "amplitude": 1.0, "sigma": 1.0},
+    readout="window",
+    mask_ratio=0.75,
+    **named,
+  )
+
+
+def test_adaptive_masks_answer_as_fixed_ones_do_with_fewer_passes():
+  points = np.random.default_rng(1).uniform(8, 36, (2, 20, 2)).astype(np.float32)
+  video = _moving_video()
+  adaptive_tracker, fixed = _asker(num_masks="adaptive"), _asker(num_masks=16)
+  pairs = np.stack([video, video])
+  found, known = adaptive_tracker.pairs(pairs, points), fixed.pairs(pairs, points)
+  # Few masks may have shown the same neighbour of a destination at a patch's border every time,
+  # and with it a part of the response.
+  for wanted in (known.xy, points + (4, 2)):
+    error = np.linalg.norm(found.xy - wanted, axis=-1)
+    assert np.mean(error < 0.3) >= 0.95 and error.max() < 2.0
+  assert found.visible.all()
+  assert 40 * 4 <= adaptive_tracker.passes.marked < fixed.passes.marked == 40 * 16
+  assert fixed.passes.clean == 2 * 16
+
+
+def test_a_rule_of_adaptive_masks_is_followed():
+  rule = adaptive.Rule(bank=6, first=1, least=3, most=3)
+  asker = _asker(num_masks=rule)
+  asker.flow(*_moving_video(), [[20.0, 20.0], [30.0, 10.0]])
+  assert asker.passes.marked == 2 * 3
+
+
+@pytest.mark.parametrize(
+  ("named", "said"),
+  [
+    (dict(num_masks="most"), "adaptive"),
+    (dict(num_masks="adaptive", zoom=1), "zoom"),
+    (dict(num_masks="adaptive", protocol="release"), "release"),
+    (dict(num_masks=adaptive.Rule(bank=2)), "bank"),
+  ],
+)
+def test_adaptive_masks_that_cannot_be_are_refused(named, said):
+  with pytest.raises(InputError, match=said):
+    _asker(**named)
+
+
+def test_a_grid_asked_with_many_marks_is_that_asked_one_by_one():
+  asker = _asker(num_masks=12)
+  video = _moving_video()
+  one, where = asker.dense_flow(*video, stride=4)
+  before = asker.passes
+  many, same = asker.dense_flow(*video, stride=4, marks=6)
+  after = asker.passes
+  np.testing.assert_array_equal(where, same)
+  np.testing.assert_allclose(many[2:-3, 2:-3], one[2:-3, 2:-3], atol=0.5)
+  assert before.marked == 12 * 12 * 16 and after.marked - before.marked == 12 * 12 * 16 // 6
+  with pytest.raises(InputError, match="marks"):
+    asker.dense_flow(*video, stride=16, marks=13)
+
+
+def test_a_program_may_ask_about_several_points():
+  points = np.array([[4.0, 6.0], [60.0, 40.0]], np.float32)
+  double = lambda predict_fn, frames, masks, point_xy, *, patch: 2 * point_xy  # noqa: E731
+  np.testing.assert_allclose(_asker().ask(double, *_moving_video(), points), 2 * points)
