@@ -154,7 +154,9 @@ def test_an_installed_wheel_brings_its_command(installed, tmp_path):
   assert "predictor-tiny" in done.stdout
 
 
-SCRIPTS = [path for path in sorted((ROOT / "launch").iterdir()) if path.suffix == ""]
+SCRIPTS = [
+  path for path in sorted((ROOT / "launch").iterdir()) if path.is_file() and not path.suffix
+]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, ROOT / ".ci/run"], ids=lambda path: path.name)
