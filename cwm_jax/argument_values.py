@@ -12,6 +12,11 @@ def positive(text: str) -> int:
   return int(text)
 
 
+def masks(text: str) -> int | str:
+  """A number of masks, or adaptive ones."""
+  return text if text == "adaptive" else positive(text)
+
+
 def names(text: str) -> tuple[str, ...]:
   """Names with commas between."""
   return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     help="write tracks.csv too: point,t,x,y,occluded,confidence",
   )
   track.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no video")
-  shared.add_reading(track)
+  shared.add_reading(track, adaptive=True)
   shared.add_out(track, "tracks")
   track.set_defaults(run="cwm_jax.track:run")
 
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     help="pixels between read-outs (default: 8)",
   )
   where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
-  shared.add_reading(flow)
+  shared.add_reading(flow, adaptive=True)
   shared.add_out(flow, "flow")
   flow.set_defaults(run="cwm_jax.commands:flow")
 
@@ -149,6 +149,12 @@ def parser() -> argparse.ArgumentParser:
   )
   dense.add_argument(
     "--format", dest="form", choices=("flo", "png"), default="flo", help="default: flo"
+  )
+  dense.add_argument(
+    "--marks",
+    type=values.positive,
+    metavar="N",
+    help="marks in one pass; 1 asks point by point (default: 16, on a grid of few points 1)",
   )
   dense.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no flow.mp4")
   shared.add_reading(dense)

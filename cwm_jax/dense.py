@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cwm_jax import commands, inputs, terminal, viz
+from cwm_jax import commands, inputs, terminal, tracking, viz
 from cwm_jax.data import flowfiles
 from cwm_jax.types import InputError
 
 _WRITERS = {"flo": flowfiles.write_flo, "png": flowfiles.write_kitti}
 _READERS = {"flo": flowfiles.read_flo, "png": flowfiles.read_kitti}
+_MARKS = 16  # in one pass
 _DRAWN = 98  # percentile of a frame's flow lengths that is drawn in full colour
 
 
@@ -24,6 +25,7 @@ def run(
   video: str,
   stride: int,
   gap: int,
+  marks: int | None,
   form: str,
   overlay: bool,
   reading: inputs.Reading,
@@ -39,6 +41,8 @@ def run(
     video: file or folder of frames.
     stride: pixels between read-outs.
     gap: frames between the two of a pair.
+    marks: in one pass, see `Tracker.dense_flow`; None takes 16, or 1 on a grid of few points. A
+      flow network needs none.
     form: "flo" (Middlebury) or "png" (KITTI's 16 bits, to 1/64 pixel).
     overlay: draw flow.mp4.
     reading, out, as_json: what all commands have.
@@ -49,6 +53,9 @@ def run(
   clip = inputs.open_clip(video)
   folder = inputs.output_folder(out)
   tracker = commands.load_tracker(reading)
+  if marks is None:
+    points = tracking.grid(clip.size_hw, stride)[..., 0].size
+    marks = _MARKS if points >= 4 * _MARKS else 1
   start = time.perf_counter()
   written: list[Path] = []
   lengths: list[float] = []
@@ -60,7 +67,7 @@ def run(
     total = None if clip.length is None else max(0, clip.length - gap)
     pairs = terminal.progress(_pairs(clip.frames(), gap), total=total, unit="fields")
     for first, second in pairs:
-      coarse_xy, at_xy = tracker.dense_flow(first, second, stride=stride)
+      coarse_xy, at_xy = tracker.dense_flow(first, second, stride=stride, marks=marks)
       path = folder / f"{len(written):06d}.{form}"
       _write_whole(path, viz.spread(coarse_xy, at_xy, clip.size_hw))
       written.append(path)

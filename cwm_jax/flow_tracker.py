@@ -16,7 +16,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from cwm_jax import geometry, models
-from cwm_jax.counterfactual.engine import Frame, Pending
+from cwm_jax.counterfactual.engine import Frame
+from cwm_jax.counterfactual.pending import Passes, Pending
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import Explanation, FlowEstimate, InputError, PointFlow
 
@@ -189,6 +190,18 @@ class FlowEngine:
       asked = np.resize(points_xy[mine], (size, 2)).astype(np.float32)
       parts.append((mine, _read(flow_xy, ratio, jnp.asarray(asked), release=self._release)))
     return Pending(parts, len(points_xy))
+
+  def ask_grid(
+    self, pair: tuple[Frame, Frame], points_xy: np.ndarray, video_hw: tuple[int, int], **_: Any
+  ) -> np.ndarray:
+    """Destinations of a grid of points [gy, gx, 2]; a flow network has no marks to share."""
+    flat = points_xy.reshape(-1, 2)
+    found = self.ask([pair], np.zeros(len(flat), int), flat, video_hw).fetch()
+    return found.xy.reshape(points_xy.shape)
+
+  def passes(self) -> Passes:
+    """None: a flow network is no predictor."""
+    return Passes(0, 0)
 
 
 @partial(jax.jit, static_argnames=("threshold", "relative"))

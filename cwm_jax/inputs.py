@@ -21,13 +21,13 @@ class Reading(NamedTuple):
   """How motion is to be read: the options that every command which reads it has.
 
   weights: file, or None for the shipped one.
-  masks:   how many are averaged.
+  masks:   how many are averaged, or "adaptive".
   readout: as in `Tracker.load`.
   seed:    of the masks.
   """
 
   weights: str | None
-  masks: int
+  masks: int | str
   readout: str
   seed: int
 

@@ -7,8 +7,15 @@ import argparse
 from cwm_jax import argument_values as values
 
 
-def add_reading(parser: argparse.ArgumentParser, *, masks: int = 10) -> None:
-  """Adds the options of every command that reads motion."""
+def add_reading(
+  parser: argparse.ArgumentParser, *, masks: int = 10, adaptive: bool = False
+) -> None:
+  """Adds the options of every command that reads motion.
+
+  Args:
+    masks: the default.
+    adaptive: whether the command can let each point choose its masks.
+  """
   parser.add_argument(
     "--weights",
     metavar="FILE",
@@ -16,10 +23,13 @@ def add_reading(parser: argparse.ArgumentParser, *, masks: int = 10) -> None:
   )
   parser.add_argument(
     "--masks",
-    type=values.positive,
+    type=values.masks if adaptive else values.positive,
     default=masks,
     metavar="N",
-    help=f"masks averaged; more is slower and better (default: {masks})",
+    help=f"masks averaged; more is slower and better (default: {masks})"
+    + (
+      "; 'adaptive': each point chooses, and stops when its answer is settled" if adaptive else ""
+    ),
   )
   parser.add_argument(
     "--readout",

@@ -275,13 +275,14 @@ class Tracker:
     return PointFlow(*(v.reshape(num_pairs, num_points, *v.shape[1:]) for v in joined))
 
   def dense_flow(
-    self, frame1: Any, frame2: Any, stride: int = 8, *, marks: int = 1, votes: float = 1.0
+    self, frame1: Any, frame2: Any, stride: int = 8, *, marks: int = 1, votes: float | None = None
   ) -> tuple[np.ndarray, np.ndarray]:
     """Flow on a grid: the centre of every `stride` x `stride` cell that fits into the frame.
 
     Args:
       marks: in one pass, told apart as `counterfactual.many` says, with a pass a mask and point.
-      votes: width of neighbours' votes in patches, where there are several marks; 0 lets none vote.
+      votes: width of neighbours' votes, in patches; None lets none vote on answers to single marks,
+        and takes 1 where there are several.
 
     Returns:
       flow_xy float32 [h, w, 2], (dx, dy) in pixels, and points_xy [h, w, 2], where it starts.
@@ -291,7 +292,8 @@ class Tracker:
     """
     h, w = tracking.check_image(frame1).shape[:2]
     points = tracking.grid((h, w), stride)
-    if marks == 1:
+    votes = float(marks > 1) if votes is None else votes
+    if marks == 1 and not votes:
       answer = self.flow(frame1, frame2, points.reshape(-1, 2))
       return answer.xy.reshape(points.shape) - points, points
     one, video_hw = self._frame(frame1, None)

@@ -72,6 +72,9 @@ def test_a_grid_asked_with_many_marks_is_that_asked_one_by_one():
   np.testing.assert_array_equal(where, same)
   np.testing.assert_allclose(many[2:-3, 2:-3], one[2:-3, 2:-3], atol=0.5)
   assert before.marked == 12 * 12 * 16 and after.marked - before.marked == 12 * 12 * 16 // 6
+  voted, _ = asker.dense_flow(*video, stride=4, votes=0.5)
+  assert np.abs(voted - one).max() > 0
+  np.testing.assert_allclose(voted[2:-3, 2:-3], one[2:-3, 2:-3], atol=0.5)
   with pytest.raises(InputError, match="marks"):
     asker.dense_flow(*video, stride=16, marks=13)
 

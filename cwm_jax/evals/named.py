@@ -15,8 +15,9 @@ from cwm_jax.types import InputError
 def build(name: str, settings: Any) -> list[Any]:
   """A tracker by name, one a worker (see `spread.one_each`).
 
-  mm<N> is `evaluate.weights` with N masks; a release, a shipped file or a weights file is itself, a
-  predictor with 10 masks; others are baselines.
+  mm<N> is `evaluate.weights` with N masks, "adaptive" the same with masks that each point chooses;
+  a release, a shipped file or a weights file is itself, a predictor with 10 masks; others are
+  baselines.
 
   Args:
     name: of the tracker.
@@ -25,7 +26,7 @@ def build(name: str, settings: Any) -> list[Any]:
   Raises:
     InputError: no such tracker, or one that cannot be had.
   """
-  masks = re.fullmatch(r"mm(\d+)", name)
+  masks = re.fullmatch(r"mm(\d+)|(adaptive)", name)
   if not masks and name in trackers.BASELINES:
     return [trackers.build(name)]
   if masks:
@@ -34,7 +35,7 @@ def build(name: str, settings: Any) -> list[Any]:
     path = releases.locate(name)
   else:
     raise InputError(
-      f"there is no tracker {name!r}; choose mm<N>, a weights file, a release ("
+      f"there is no tracker {name!r}; choose mm<N>, adaptive, a weights file, a release ("
       f"{', '.join(releases.names())}) or a baseline ({', '.join(trackers.BASELINES)})"
     )
   path = releases.locate(path)
@@ -47,7 +48,7 @@ def build(name: str, settings: Any) -> list[Any]:
   load = functools.partial(
     Tracker.load,
     path,
-    num_masks=int(masks[1]) if masks else 10,
+    num_masks=(masks[2] or int(masks[1])) if masks else 10,
     mask_ratio=settings.mask_ratio or None,
     zoom=settings.zoom,
     mark=_mark(settings.mark),

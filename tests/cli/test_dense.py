@@ -38,6 +38,19 @@ def test_every_pair_becomes_a_field_that_is_the_trackers(
   assert len(list(video.iter_frames(tmp_path / "o" / "flow.mp4"))) == len(paths)
 
 
+def test_a_fine_grid_is_asked_with_many_marks_and_so_as_told(
+  capsys, tmp_path, clip_path, weights_path
+):
+  fields = {}
+  argv = ["dense", clip_path, "--weights", weights_path, "--masks", 2, "--stride", 4, "--gap", 5]
+  for name, told in (("unsaid", []), ("many", ["--marks", 16]), ("one", ["--marks", 1])):
+    code, _, err = command_line.run(capsys, *argv, *told, "--out", tmp_path / name)
+    assert (code, err) == (0, "")
+    fields[name] = flowfiles.read_flo(tmp_path / name / "000000.flo")[0]
+  np.testing.assert_array_equal(fields["unsaid"], fields["many"])
+  assert np.abs(fields["many"] - fields["one"]).max() > 0
+
+
 def test_a_video_shorter_than_the_gap_is_one_sentence(capsys, tmp_path, clip_path, weights_path):
   argv = ["dense", clip_path, "--weights", weights_path, "--gap", 6, "--out", tmp_path / "o"]
   code, out, err = command_line.run(capsys, *argv)

@@ -231,3 +231,16 @@ from cwm_jax import cli, terminal
 terminal._EVERY_S = 0.0
 sys.exit(cli.main())
 """
+
+
+def test_points_that_choose_their_masks(capsys, tmp_path, clip_path, weights_path):
+  _, saved = _track(capsys, tmp_path, clip_path, weights_path, "--grid", 2)
+  fixed_xy = saved["tracks_xy"]
+  _, saved = _track(
+    capsys, tmp_path, clip_path, weights_path, "--grid", 2, "--masks", "adaptive"
+  )
+  assert saved["tracks_xy"].shape == fixed_xy.shape
+  assert not np.array_equal(saved["tracks_xy"], fixed_xy)
+  with pytest.raises(SystemExit):
+    command_line.run(capsys, "track", clip_path, "--masks", "some")
+  assert "'some' is not a whole number from 1 up" in capsys.readouterr().err
