@@ -5,8 +5,10 @@ It is kept as it was written; where the project changes so that it fails, the RE
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import command_line
 import numpy as np
@@ -64,3 +66,20 @@ def test_thirty_lines_from_the_readme_run_the_first_time(tmp_path):
   assert "4 frames of 56 x 40" in done.stdout and "point 5: moved" in done.stdout
   assert "refused: the point (x=1000, y=5) lies outside the 56 x 40 frames" in done.stdout
   assert np.load(out)["xy"].shape == (6, 4, 2)
+
+
+def test_the_readmes_example_runs_as_it_is_written(tmp_path):
+  readme = (Path(__file__).parent.parent / "README.md").read_text()
+  (example,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+  assert len(example.splitlines()) <= 12
+  viz.write_mp4(tmp_path / "clip.mp4", command_line.frames(6, 64, 96), fps=10)
+  done = subprocess.run(
+    [sys.executable, "-c", example],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env=tiny_job.environment(XLA_FLAGS=tiny_job.QUICK),
+  )
+  assert done.returncode == 0, done.stderr
+  # Two tracks and a flow, as arrays of two numbers each, among the rest.
+  assert len(re.findall(r"\[ *-?\d+\.\d* +-?\d+\.\d*\]", done.stdout)) >= 4
