@@ -117,16 +117,12 @@ def _build_moved(flow_predictor: Any, model: Any):
       "flow_predictor.kind 'moved' begins as a predictor with positions='rotary' and "
       f"masking='drop', not {model['positions']!r} and {model['masking']!r}"
     )
-  keys = (
-    "patch encoder_width encoder_depth encoder_heads decoder_width decoder_depth decoder_heads "
-    "mlp_ratio context"
-  ).split()
-  return MovedPatchesFlowPredictor(
-    **{key: model[key] for key in keys},
+  predictor = build(model).clone(
     remat=flow_predictor["remat"],
     attention_impl=flow_predictor["attention_impl"] or None,
     dtype=_dtype(flow_predictor, "flow_predictor"),
   )
+  return MovedPatchesFlowPredictor(predictor)
 
 
 def _dtype(section: Any, name: str, key: str = "dtype"):

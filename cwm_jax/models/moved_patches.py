@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from cwm_jax import geometry
 from cwm_jax.models import layers
 from cwm_jax.models.flow_predictor import check_sizes
-from cwm_jax.models.predictor import patchify, unpatchify
+from cwm_jax.models.predictor import Predictor, patchify, unpatchify
 
 
 class MovedPatchesFlowPredictor(nn.Module):
@@ -25,21 +25,17 @@ class MovedPatchesFlowPredictor(nn.Module):
   For each point the patch of frame 1 that holds it is one more token, at the place where the flow
   puts it in frame 2. Of frame 2 itself nothing is seen: each of its patches is predicted.
 
-  Attributes: as the predictor's whose parameters it takes.
+  Attributes:
+    predictor: whose sizes it has and whose parameters it takes; it is not called, and attention
+      computes in its `dtype`.
   """
 
-  patch: int = 8
-  encoder_width: int = 768
-  encoder_depth: int = 12
-  encoder_heads: int = 12
-  decoder_width: int = 384
-  decoder_depth: int = 4
-  decoder_heads: int = 6
-  mlp_ratio: float = 4.0
-  context: int = 0
-  attention_impl: str | None = None
-  remat: str = "none"
-  dtype: jnp.dtype = jnp.float32
+  predictor: Predictor
+
+  @property
+  def patch(self) -> int:
+    """Side of a patch, pixels."""
+    return self.predictor.patch
 
   @nn.compact
   def __call__(
@@ -58,57 +54,58 @@ class MovedPatchesFlowPredictor(nn.Module):
     Raises:
       ValueError: sizes that do not fit.
     """
-    gh, gw = grid_hw = check_sizes(frame1.shape, points_xy.shape, self.patch)
+    like, patch = self.predictor, self.patch
+    gh, gw = grid_hw = check_sizes(frame1.shape, points_xy.shape, patch)
     b, n = frame1.shape[0], gh * gw
     dense = partial(nn.Dense, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform())
     norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32)
     stack = partial(
       layers.Stack,
-      mlp_ratio=self.mlp_ratio,
-      attention_impl=self.attention_impl,
-      dtype=self.dtype,
-      remat=self.remat,
+      mlp_ratio=like.mlp_ratio,
+      attention_impl=like.attention_impl,
+      dtype=like.dtype,
+      remat=like.remat,
     )
-    cell_yx = jnp.floor(points_xy[..., ::-1] / self.patch).astype(jnp.int32)
+    cell_yx = jnp.floor(points_xy[..., ::-1] / patch).astype(jnp.int32)
     cell_yx = jnp.clip(cell_yx, 0, jnp.array([gh - 1, gw - 1]))
     index = cell_yx[..., 0] * gw + cell_yx[..., 1]
-    moved_yx = cell_yx + flow_xy[..., ::-1] / self.patch
+    moved_yx = cell_yx + flow_xy[..., ::-1] / patch
     grid_yx = jnp.broadcast_to(layers.grid_yx(grid_hw), (b, n, 2))
 
-    seen = dense(self.encoder_width, name="patch_embed")(patchify(frame1, self.patch))
+    seen = dense(like.encoder_width, name="patch_embed")(patchify(frame1, patch))
     moved = jnp.take_along_axis(seen, index[..., None], axis=1)
-    if self.context:
+    if like.context:
       # A predictor sees the surroundings of frame 1's patches only.
-      around = layers.context_embedding(self.encoder_width, self.patch, self.context, jnp.float32)
+      around = layers.context_embedding(like.encoder_width, patch, like.context, jnp.float32)
       seen = seen + around(frame1).reshape(b, n, -1)
-    frame = self._frames("encoder_positions", self.encoder_width)
+    frame = self._frames("encoder_positions", like.encoder_width)
     tokens = jnp.concatenate([seen + frame[0], moved + frame[1]], axis=1)
     places_yx = jnp.concatenate([grid_yx, moved_yx], axis=1)
-    tokens = tokens + layers.sine_encoding(places_yx, self.encoder_width)
-    rotary = layers.rotary_encoding(places_yx, self.encoder_width // self.encoder_heads)
-    tokens = stack(self.encoder_depth, self.encoder_heads, name="encoder")(tokens, rotary)
+    tokens = tokens + layers.sine_encoding(places_yx, like.encoder_width)
+    rotary = layers.rotary_encoding(places_yx, like.encoder_width // like.encoder_heads)
+    tokens = stack(like.encoder_depth, like.encoder_heads, name="encoder")(tokens, rotary)
     tokens = norm(name="encoder_norm")(tokens)
     self.sow("intermediates", "encoder_tokens", tokens)
-    x = dense(self.decoder_width, name="encoder_to_decoder")(tokens)
+    x = dense(like.decoder_width, name="encoder_to_decoder")(tokens)
 
-    asked = self.param("mask_token", nn.initializers.normal(0.02), (self.decoder_width,))
-    frame = self._frames("decoder_positions", self.decoder_width)
+    asked = self.param("mask_token", nn.initializers.normal(0.02), (like.decoder_width,))
+    frame = self._frames("decoder_positions", like.decoder_width)
     x = jnp.concatenate(
       [
         x[:, :n] + frame[0],
         x[:, n:] + frame[1],
-        jnp.broadcast_to(asked + frame[1], (b, n, self.decoder_width)),
+        jnp.broadcast_to(asked + frame[1], (b, n, like.decoder_width)),
       ],
       axis=1,
     )
     places_yx = jnp.concatenate([places_yx, grid_yx], axis=1)
-    x = x + layers.sine_encoding(places_yx, self.decoder_width)
-    rotary = layers.rotary_encoding(places_yx, self.decoder_width // self.decoder_heads)
+    x = x + layers.sine_encoding(places_yx, like.decoder_width)
+    rotary = layers.rotary_encoding(places_yx, like.decoder_width // like.decoder_heads)
     wanted = slice(-n, None)
-    x = stack(self.decoder_depth, self.decoder_heads, name="decoder")(x, rotary, wanted=wanted)
+    x = stack(like.decoder_depth, like.decoder_heads, name="decoder")(x, rotary, wanted=wanted)
     x = norm(name="decoder_norm")(x)
-    pixels = nn.Dense(self.patch**2 * 3, dtype=jnp.float32, name="head")(x)
-    return geometry.unnormalise(unpatchify(pixels, grid_hw, self.patch))
+    pixels = nn.Dense(patch**2 * 3, dtype=jnp.float32, name="head")(x)
+    return geometry.unnormalise(unpatchify(pixels, grid_hw, patch))
 
   def _frames(self, name: str, width: int) -> Float[Array, "2 c"]:
     """Which frame a token belongs to."""
