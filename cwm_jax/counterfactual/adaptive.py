@@ -125,12 +125,12 @@ def flow_points(
   n, b = len(points_xy), len(masks)
   gh, gw = masks.shape[2:]
   patch = frames.shape[2] // gh
-  worth = _worth(masks[:, 1])
   averaging = dict(order=order, average=average)
 
   def choose(state: _State, step: Array) -> Array:
     row, col = jnp.moveaxis(state.tops[:, 0] // patch, -1, 0)
-    free = jnp.where(state.taken, -jnp.inf, worth[:, row, col].T)
+    row, col = jnp.clip(row, 0, gh - 1), jnp.clip(col, 0, gw - 1)  # there is no peak yet at first
+    free = jnp.where(state.taken, -jnp.inf, _worth(masks[:, 1], state.hidden, row, col))
     return jnp.where(step < rule.first, step, jnp.argmax(free, axis=1)).astype(jnp.int32)
 
   def passes(items):
@@ -195,14 +195,31 @@ def flow_points(
   return answer, jnp.where(valid, asked, 0), bank
 
 
-def _worth(hidden: Bool[Array, "b gh gw"]) -> Float[Array, "b gh gw"]:
-  """What a mask is worth to a peak in each patch: hidden itself, its eight neighbours revealed."""
-  here = hidden.astype(jnp.float32)
+def _worth(
+  masks: Bool[Array, "b gh gw"],
+  hidden: Float[Array, "n gh gw"],
+  row: Int[Array, " n"],
+  col: Int[Array, " n"],
+) -> Float[Array, "n b"]:
+  """What each mask is worth to a point whose peak lies in a patch.
+
+  1 for hiding the patch, and an eighth for each neighbour that it reveals; none for one that was
+  never hidden so far, since the part of the response that lies there would stay unknown.
+
+  Args:
+    masks: of frame 2, True where hidden.
+    hidden: how many of its masks hid a patch, for each point.
+    row, col: of the peaks' patches.
+  """
   # Beyond the border nothing can be revealed.
-  padded = jnp.pad(here, ((0, 0), (1, 1), (1, 1)), constant_values=1.0)
-  gh, gw = hidden.shape[1:]
-  block = sum(padded[:, i : i + gh, j : j + gw] for i in range(3) for j in range(3))
-  return here - (block - here) / 8
+  padded = jnp.pad(masks, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+  known = jnp.pad(hidden > 0, ((0, 0), (1, 1), (1, 1)))
+  points = jnp.arange(len(row))
+  worth = padded[:, row + 1, col + 1].T.astype(jnp.float32)
+  for i, j in ((i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)):
+    shown = ~padded[:, row + i, col + j].T & known[points, row + i, col + j][:, None]
+    worth += shown / 8
+  return worth
 
 
 def _fill(

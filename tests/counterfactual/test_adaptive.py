@@ -88,11 +88,13 @@ def test_without_a_choice_it_is_multi_mask_inference():
 
 
 def test_the_next_mask_hides_the_peak_and_reveals_what_is_round_it():
-  hidden = jnp.ones((3, 5, 5), bool)
-  hidden = hidden.at[1, 1:4, 1:4].set(False).at[1, 2, 2].set(True)  # hides the middle only
-  hidden = hidden.at[2, 2, 2].set(False)
-  worth = adaptive._worth(hidden)
-  assert worth[1, 2, 2] == 1.0 and worth[0, 2, 2] == 0.0 and worth[2, 2, 2] == -1.0
+  sampled = jnp.ones((3, 5, 5), bool)
+  sampled = sampled.at[1, 1:4, 1:4].set(False).at[1, 2, 2].set(True)  # hides the middle only
+  sampled = sampled.at[2, 2, 2].set(False)
+  # The second point has had one neighbour hidden so far, the third lies in a corner.
+  hidden = jnp.ones((3, 5, 5)).at[1].set(0).at[1, 2, 3].set(4)
+  worth = adaptive._worth(sampled, hidden, jnp.array([2, 2, 0]), jnp.array([2, 2, 0]))
+  np.testing.assert_allclose(worth, [[1, 2, 0], [1, 1.125, 0], [1, 1.125, 1]])
 
 
 def test_padding_takes_no_masks_and_changes_nothing():
