@@ -48,7 +48,7 @@ def expected_shapes(config: Mapping[str, Any], *, token_width: int) -> dict[str,
 
   module, _ = _described(config)
   token = jax.ShapeDtypeStruct((token_width,), "float32")
-  return jax.eval_shape(module.init, jax.random.key(0), token)["params"]
+  return jax.eval_shape(lambda token: module.init(jax.random.key(0), token), token)["params"]
 
 
 def _described(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

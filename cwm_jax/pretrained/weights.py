@@ -256,13 +256,12 @@ def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[st
     h, w = model["image_hw"]
     grid = (h // model["patch"], w // model["patch"])
     variables = jax.eval_shape(
-      lambda key: module.init(
-        key,
+      lambda: module.init(
+        jax.random.key(0),
         jax.numpy.zeros((1, 2, h, w, 3)),
         jax.numpy.zeros((1, 2, *grid), bool),
         num_visible=2 * grid[0] * grid[1],
-      ),
-      jax.random.key(0),
+      )
     )
   except KeyError as error:
     raise InputError(f"{where}: its config lacks {error}") from None
