@@ -67,10 +67,17 @@ def build(
     abstract,
     places,
   )
+  step = step_lib.make_update(
+    task, tx, rate, seed=config.seed, accumulate=o.accumulate, ema_decay=o.ema_decay
+  )
+
+  def update(state: TrainState, pair: FramePair):
+    # Layers that know a better cut than the compiler see what there is to cut for.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return step(state, pair)
+
   update = jax.jit(
-    step_lib.make_update(
-      task, tx, rate, seed=config.seed, accumulate=o.accumulate, ema_decay=o.ema_decay
-    ),
+    update,
     in_shardings=(places, sharding.batch_sharding(mesh)),
     out_shardings=(places, sharding.replicated(mesh)),
     donate_argnums=0,

@@ -8,29 +8,35 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from cwm_jax.models import cached_attention
+from cwm_jax.models import cached_attention, split
 
 REMAT_POLICIES = ("none", "full", "dots")
 # On a CPU: scores of one head (queries x keys) from which on they are kept in cache. Where a batch
-# may be split over devices only large ones are, since each would loop over the heads of all pairs.
+# may be split, and how is not known, only large ones are: each device would loop over all heads.
 _MANY_SCORES, _MANY_SCORES_SPLIT = 64 * 64, 1024 * 1024
 _ALL = slice(None)
 
 
-def grid_yx(grid_hw: tuple[int, int]) -> Float[Array, "n 2"]:
-  """(row, column) of every patch, raster order, in patches."""
-  y, x = jnp.meshgrid(jnp.arange(grid_hw[0]), jnp.arange(grid_hw[1]), indexing="ij")
-  return jnp.stack([y, x], axis=-1).reshape(-1, 2).astype(jnp.float32)
+def grid_yx(grid_hw: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
+  """(row, column) of every patch, raster order, in patches.
+
+  A constant, and so is what is made of it here: on several devices the making of a table would be
+  split, and its parts exchanged.
+  """
+  return np.stack(np.indices(grid_hw), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
 def sine_positions(grid_hw: tuple[int, int], width: int) -> Float[Array, "n width"]:
   """`sine_encoding` of every patch of a grid, raster order."""
-  return sine_encoding(grid_yx(grid_hw), width)
+  return jnp.asarray(sine_encoding(grid_yx(grid_hw), width))
 
 
-def sine_encoding(places_yx: Float[Array, "*b 2"], width: int) -> Float[Array, "*b width"]:
+def sine_encoding(
+  places_yx: Float[Array, "*b 2"] | Float[np.ndarray, "*b 2"], width: int
+) -> Float[Array, "*b width"] | Float[np.ndarray, "*b width"]:
   """Fixed 2-D sine and cosine encoding: half the channels for the row, half for the column.
 
   Args:
@@ -41,9 +47,10 @@ def sine_encoding(places_yx: Float[Array, "*b 2"], width: int) -> Float[Array, "
   """
   if width % 4:
     raise ValueError(f"sine positions need a width that is a multiple of 4, not {width}")
-  freqs = 1.0 / 10000.0 ** (jnp.arange(width // 4) / (width // 4))
+  xp = np if isinstance(places_yx, np.ndarray) else jnp
+  freqs = 1.0 / 10000.0 ** (xp.arange(width // 4, dtype=xp.float32) / (width // 4))
   angles = places_yx[..., None] * freqs
-  both = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+  both = xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=-1)
   return both.reshape(*places_yx.shape[:-1], width)
 
 
@@ -54,12 +61,15 @@ def rotary_table(
 
   Both frames use the same table, so that equal positions in two frames are at relative offset zero.
   """
-  return rotary_encoding(grid_yx(grid_hw), head_dim, base=base)
+  return jnp.asarray(rotary_encoding(grid_yx(grid_hw), head_dim, base=base))
 
 
 def rotary_encoding(
-  places_yx: Float[Array, "*b 2"], head_dim: int, *, base: float = 100.0
-) -> Float[Array, "*b half 2"]:
+  places_yx: Float[Array, "*b 2"] | Float[np.ndarray, "*b 2"],
+  head_dim: int,
+  *,
+  base: float = 100.0,
+) -> Float[Array, "*b half 2"] | Float[np.ndarray, "*b half 2"]:
   """(cos, sin) of the rotation of each channel pair; the row turns one half, the column the other.
 
   Args:
@@ -70,9 +80,10 @@ def rotary_encoding(
   """
   if head_dim % 4:
     raise ValueError(f"rotary positions need a head size that is a multiple of 4, not {head_dim}")
-  freqs = base ** -(jnp.arange(head_dim // 4) / (head_dim // 4))
+  xp = np if isinstance(places_yx, np.ndarray) else jnp
+  freqs = base ** -(xp.arange(head_dim // 4, dtype=xp.float32) / (head_dim // 4))
   angles = (places_yx[..., None] * freqs).reshape(*places_yx.shape[:-1], head_dim // 2)
-  return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+  return xp.stack([xp.cos(angles), xp.sin(angles)], axis=-1)
 
 
 def rotate(x: Float[Array, "b n heads d"], table: Float[Array, "b n half 2"]):
@@ -104,10 +115,12 @@ def attend(
   Args:
     implementation: "einsum", "cached" (the same numbers, one head and some queries at a time), or
       what `jax.nn.dot_product_attention` takes ("xla", "cudnn"). None is JAX's own choice, except
-      on a CPU: "cached" there, but "einsum" for few tokens (up to a thousand on several devices).
+      on a CPU: "cached" there, but "einsum" for few tokens (up to a thousand on several devices
+      without a mesh that `split` knows).
   """
   if implementation is None and jax.default_backend() == "cpu":
-    many = _MANY_SCORES if jax.device_count() == 1 else _MANY_SCORES_SPLIT
+    own = jax.device_count() == 1 or split.known()
+    many = _MANY_SCORES if own else _MANY_SCORES_SPLIT
     implementation = "cached" if q.shape[1] * k.shape[1] >= many else "einsum"
   if implementation == "einsum":
     scores = jnp.einsum(
@@ -116,10 +129,31 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
   if implementation == "cached":
-    b, n, h, d = q.shape
-    heads = (jnp.moveaxis(x, 2, 1).reshape(b * h, -1, d) for x in (q * d**-0.5, k, v))
-    return jnp.moveaxis(cached_attention.attend(*heads).reshape(b, h, n, d), 1, 2)
+    return split.each_its_own(_attend_by_heads, q * q.shape[-1] ** -0.5, k, v)
   return jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+
+
+def _attend_by_heads(q, k, v):
+  """`cached_attention.attend` of [b, n, h, d]."""
+  b, n, h, d = q.shape
+  heads = (jnp.moveaxis(x, 2, 1).reshape(b * h, -1, d) for x in (q, k, v))
+  return jnp.moveaxis(cached_attention.attend(*heads).reshape(b, h, n, d), 1, 2)
+
+
+class _Fused(nn.Module):
+  """`nn.Dense` of width 3c as queries, keys and values by heads; its parameters are the same."""
+
+  heads: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n 3 heads d"]:
+    c = x.shape[-1]
+    kernel = self.param("kernel", similarity_init, (c, 3 * c))
+    bias = self.param("bias", nn.initializers.zeros, (3 * c,))
+    x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+    kernel, bias = split.by_heads(kernel, self.heads), split.by_heads(bias, self.heads)
+    return jnp.einsum("bnc,cshd->bnshd", x, kernel) + bias
 
 
 class Attention(nn.Module):
@@ -134,9 +168,8 @@ class Attention(nn.Module):
     self, x: Float[Array, "b n c"], rotary=None, *, wanted: slice = _ALL
   ) -> Float[Array, "b m c"]:
     """What the `wanted` tokens gather from all tokens."""
-    b, n, c = x.shape
-    qkv = nn.Dense(3 * c, dtype=self.dtype, kernel_init=similarity_init, name="qkv")(x)
-    qkv = qkv.reshape(b, n, 3, self.heads, c // self.heads)
+    b, _, c = x.shape
+    qkv = _Fused(self.heads, self.dtype, name="qkv")(x)
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     if rotary is not None:
       q, k = rotate(q, rotary), rotate(k, rotary)

@@ -84,6 +84,9 @@ def check_plans(rows):
   assert "all-gather" in shards["collectives"] and "all-gather" in split["collectives"]
   assert split["collectives"]["all-reduce"]["count"] > copies["collectives"]["all-reduce"]["count"]
   assert all(row["step_tflop"] == copies["step_tflop"] for row in rows.values())
+  # Attention is split by heads: no token is sent to another device for it, only kernels are.
+  assert all("all-to-all" not in row["collectives"] for row in rows.values())
+  assert split["collectives"]["all-gather"]["gib"] < 1.4 * gradients
 
 
 # A tracker on each of two virtual devices; each says what it found.
