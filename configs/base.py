@@ -161,6 +161,9 @@ def get_config() -> ConfigDict:
 
   s.labels = ConfigDict(dict(weight=0.0, paths=""))  # folder that the labelling job wrote
 
+  # Devices that a CPU plays. Much of a step is work for one core; with a device for each core, the
+  # batch is split and all of it is done side by side.
+  c.cpu_devices = 1
   # Devices an axis; -1 takes what is left. tensor: how many share the work on each pair.
   c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   # (regex on the parameter's path, tactic), first match wins; "fsdp" splits the largest axis that

@@ -80,6 +80,7 @@ def get_config(arg: str = "match") -> ConfigDict:
   )
   c.optim.update(peak_lr=2e-3, warmup="100 steps", clip_norm=1.0)
   c.data.batch_size = 64
+  c.cpu_devices = 2
   c.data.sources.scenes.update(
     first_seed=(c.seed + 1) * 10_000_000,
     curriculum=CURRICULA[arg],

@@ -106,6 +106,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def on_one_device(tree: Any) -> Any:
+  """The tree on one device, for work that is not split: a CPU's devices would all do it, in turn.
+
+  As it is where these are devices of their own, or hold parts only.
+  """
+  devices = jax.devices()
+  whole = all(leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
+  if len(devices) == 1 or devices[0].platform != "cpu" or jax.process_count() > 1 or not whole:
+    return tree
+  return jax.device_put(tree, devices[0])
+
+
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
   """Says at once when a batch cannot be split evenly.
 

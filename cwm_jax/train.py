@@ -175,7 +175,9 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
       paused = time.perf_counter()
       params = state.params if state.ema is None else state.ema
       if evaluate:
-        scores = {f"eval/{name}": value for name, value in task.evals(params)}
+        scores = {
+          f"eval/{name}": value for name, value in task.evals(sharding.on_one_device(params))
+        }
         if scores:
           log.info("  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
           writer.write_scalars(step, scores)

@@ -23,14 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import geometry, optim, progress, step, tasks
+from cwm_jax import geometry, optim, programs, progress, sharding, tasks
 from cwm_jax.configs import pretrain_tiny
 from cwm_jax.counterfactual import masks
 from cwm_jax.models import layers
 from cwm_jax.pretrained import weights
 from cwm_jax.types import FramePair
 
-SEED = 0
+SEED, WARMUP = 0, 5
 _TORCH = Path(__file__).with_name("torch_train.py")
 
 
@@ -38,24 +38,24 @@ class Ours:
   """Our side: the update as training makes it, on one batch."""
 
   def __init__(self, config: Any, total: int):
+    config.seed = SEED
     self.config, self.task = config, tasks.build(config)
-    o = config.optim
-    names = "peak_lr scale_lr final_lr_ratio b1 b2 eps weight_decay decay_exclude freeze clip_norm"
-    tx, self.rate = optim.make(
+    self.rate = optim.learning_rate(
+      peak=config.optim.peak_lr,
+      warmup_steps=WARMUP,
       total_steps=total,
-      warmup_steps=5,
-      batch_size=config.data.batch_size,
-      **{name: o[name] for name in names.split()},
+      final_ratio=config.optim.final_lr_ratio,
     )
+    mesh = sharding.make_mesh()
+    steps = dict(total=total).get
+    built = programs.build(config, self.task, mesh, steps=lambda _, name: steps(name, WARMUP))
     frames = np.random.default_rng(SEED).random(
       (config.data.batch_size, 2, *self.task.image_hw, 3), np.float32
     )
-    self.pair = FramePair(jnp.asarray(frames))
+    self.pair = jax.device_put(FramePair(frames), sharding.batch_sharding(mesh))
     self.compilations = progress.CompilationCounter()
-    create = jax.jit(lambda key: step.init_state(self.task, tx, key, keep_ema=False))
-    self.state = create(jax.random.key(SEED))
+    self.state, self.update = built.create(jax.random.key(SEED)), built.update
     self.first = jax.device_get(self.state.params)
-    self.update = jax.jit(step.make_update(self.task, tx, self.rate, seed=SEED), donate_argnums=0)
 
   def run(self, count: int) -> dict[str, Any]:
     """So many steps: losses, seconds, CPU seconds."""
@@ -175,12 +175,15 @@ def main() -> int:
   add = parser.add_argument
   add("--stage", default="large", choices=list(pretrain_tiny.CURRICULA), help="of pretrain_tiny")
   add("--batch", type=int, default=16)
+  cores = len(os.sched_getaffinity(0))
+  add("--devices", type=int, default=cores, help="that a CPU plays; they must divide the batch")
   add("--steps", type=int, default=4, help="of a repetition")
   add("--repetitions", type=int, default=5)
   add("--torch-python", default="", metavar="PYTHON", help="that has torch and numpy")
   options = parser.parse_args()
-  if min(options.batch, options.steps, options.repetitions) < 1:
-    parser.error("batch, steps and repetitions are 1 or more")
+  if min(options.batch, options.steps, options.repetitions, options.devices) < 1:
+    parser.error("batch, steps, repetitions and devices are 1 or more")
+  jax.config.update("jax_num_cpu_devices", options.devices)
   with tempfile.TemporaryDirectory(prefix="cwm-race-") as folder:
     print(json.dumps(measure(options, Path(folder))), flush=True)
   return 0
