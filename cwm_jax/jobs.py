@@ -116,7 +116,7 @@ def train(
   Raises:
     InputError: anything given that cannot be used.
   """
-  from cwm_jax import conversion
+  from cwm_jax import conversion, sharding
   from cwm_jax import train as job
 
   config = load_config(config_name or "finetune")
@@ -140,6 +140,7 @@ def train(
     config.data.batch_size = batch
   set_keys(config, settings)
   config.lock()
+  sharding.play_devices(config.cpu_devices)
   with terminal.log_shown(), _ctrl_c_saves() as interrupted:
     try:
       state = job.train(config, workdir)

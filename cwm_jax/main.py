@@ -39,8 +39,6 @@ _LOST_AFTER = flags.DEFINE_float(
   "lost_after", 40.0, "Seconds of another process's silence after which this one leaves.", 1.0
 )
 
-_DEVICES_FLAG = "xla_force_host_platform_device_count"
-
 
 def main() -> None:
   """Runs the job and exits."""
@@ -132,9 +130,9 @@ def _join():
 def _work(config, workdir: str) -> None:
   import jax
 
-  # XLA_FLAGS may say it too, and then it has been said.
-  if config.cpu_devices > 1 and _DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+  from cwm_jax import sharding
+
+  sharding.play_devices(config.cpu_devices)
   if jax.process_index() > 0:
     logging.getLogger("cwm_jax").setLevel(logging.WARNING)
   if config.job == "train":

@@ -6,7 +6,9 @@ moments carry their parameter's path, so one rule places all three.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -104,6 +106,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same value on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def play_devices(count: int) -> None:
+  """Has a CPU play so many devices. Where JAX is at work already, it keeps those it has.
+
+  XLA_FLAGS may have said it too, and goes first.
+  """
+  if count < 2 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  try:
+    jax.config.update("jax_num_cpu_devices", count)
+  except RuntimeError:
+    logging.info("JAX is at work with %d devices already", jax.device_count())
 
 
 def on_one_device(tree: Any) -> Any:

@@ -314,8 +314,8 @@ class Engine:
     held = pairs_held or self.pairs_at_once
     num_masks = masks.shape[1]
     # A single pair, as for most frames of a video, has a program of its own: padding costs a fifth
-    # of its time; not with zoom, whose programs are many. Of several, a step is all the masks of one
-    # pair, or of some where these are few.
+    # of its time; not with zoom, whose programs are many. Of several pairs, a step is all the masks
+    # of one, or of some where these are few.
     size = 1 if len(pairs) == 1 and len(masks) == 1 else held
     together = 1 if size == 1 else max(1, _FEW // num_masks)
     return compiled.clean(

@@ -236,9 +236,7 @@ sys.exit(cli.main())
 def test_points_that_choose_their_masks(capsys, tmp_path, clip_path, weights_path):
   _, saved = _track(capsys, tmp_path, clip_path, weights_path, "--grid", 2)
   fixed_xy = saved["tracks_xy"]
-  _, saved = _track(
-    capsys, tmp_path, clip_path, weights_path, "--grid", 2, "--masks", "adaptive"
-  )
+  _, saved = _track(capsys, tmp_path, clip_path, weights_path, "--grid", 2, "--masks", "adaptive")
   assert saved["tracks_xy"].shape == fixed_xy.shape
   assert not np.array_equal(saved["tracks_xy"], fixed_xy)
   with pytest.raises(SystemExit):
