@@ -94,7 +94,9 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dic
       "segments"
     )
   stored = _Stored(workdir / RESULTS, settings.to_dict())
-  writer = writers.create(workdir, just_logging=jax.process_index() > 0)
+  # What is stored is not measured again, so no row of an earlier run is made again either.
+  most = max(len(job.rows) for job in jobs.values())
+  writer = writers.create(workdir, just_logging=jax.process_index() > 0, resume_step=most)
   for data_set, job in jobs.items():
     for step, name in enumerate(job.rows):
       if name in stored.numbers.get(data_set, {}):

@@ -66,6 +66,9 @@ def test_a_second_run_computes_nothing_again_and_adds_what_is_new(config, tmp_pa
   second = evaluate.run(config, tmp_path / "out")
   assert asked == ["lk"]
   np.testing.assert_equal(second["tapvid/first"]["zero"], first["tapvid/first"]["zero"])
+  rows = (tmp_path / "out" / "metrics.jsonl").read_text()
+  for name in config.evaluate.trackers:
+    assert rows.count(f'"tapvid/first/{name}/num_clips"') == 1
 
 
 def test_results_of_other_settings_are_not_mixed(config, tmp_path):
