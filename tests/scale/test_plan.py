@@ -10,7 +10,7 @@ import tiny_job
 from cwm_jax import programs, sharding, tasks
 
 # The planner's machine code is not optimised, so less is fused in it: what it plans for may be more
-# than is needed, by a quarter on this job; never much less.
+# than is needed, never much less.
 AT_MOST, AT_LEAST = 1.5, 0.9
 
 
