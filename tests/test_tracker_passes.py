@@ -79,6 +79,14 @@ def test_a_grid_asked_with_many_marks_is_that_asked_one_by_one():
     asker.dense_flow(*video, stride=16, marks=13)
 
 
+def test_neighbours_vote_where_they_are_on_a_grid_that_leaves_a_margin():
+  # Cells of 5 pixels fill 45 of 48 rows and 60 of 64 columns.
+  asker = _asker(num_masks=12)
+  motion, _ = asker.dense_flow(*_moving_video(), stride=5, marks=3, votes=2.0)
+  error = np.linalg.norm(motion[3:-3, 3:-3] - (4, 2), axis=-1)
+  assert np.median(error) < 0.1 and error.max() < 0.5
+
+
 def test_a_program_may_ask_about_several_points():
   points = np.array([[4.0, 6.0], [60.0, 40.0]], np.float32)
   double = lambda predict_fn, frames, masks, point_xy, *, patch: 2 * point_xy  # noqa: E731

@@ -188,7 +188,10 @@ def empty_bank(
   return adaptive.empty_bank(predict_fn, frames, masks[0], keep_tokens=keep_tokens)
 
 
-@partial(jax.jit, static_argnames=("image_hw", "votes", "chunk", "readout", "inverse_temperature"))
+@partial(
+  jax.jit,
+  static_argnames="image_hw step_yx votes chunk readout inverse_temperature".split(),
+)
 def ask_grid(
   predict_fn: multimask.PredictFn,
   mark: Any,

@@ -206,6 +206,11 @@ class Engine:
     settings = many.Settings(many.blocks(marks, grid_hw), self.masks.shape[1], votes)
     size = many.num_passes(grid_hw, settings)
     self._count(size - settings.rounds, settings.rounds)
+    steps = [np.diff(points_xy[:, 0, 1]), np.diff(points_xy[0, :, 0])]
+    step_yx = (
+      float(step[0]) * to / of if step.size else float(to)
+      for step, to, of in zip(steps, self.image_hw, video_hw)
+    )
     return compiled.ask_grid(
       self._predict_fn,
       self._mark,
@@ -215,6 +220,7 @@ class Engine:
       points_xy,
       np.array(video_hw, np.int32),
       image_hw=self.image_hw,
+      step_yx=tuple(step_yx),
       votes=votes,
       chunk=self.plan.clean,
       readout=self._settings["readout"],

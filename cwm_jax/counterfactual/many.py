@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cwm_jax.counterfactual import flow, multimask, perturb
+from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import InputError, Response
 
 # What counts as nothing, as a share of a mark's own height.
@@ -107,6 +108,7 @@ def flow_grid(
   dealt: Int[Array, "r s k"],
   points_xy: Float[Array, "gy gx 2"],
   *,
+  step_yx: tuple[float, float],
   votes: float,
   chunk: int,
   **reading: Any,
@@ -121,6 +123,7 @@ def flow_grid(
     masks: one for each round.
     dealt: from `deal`.
     points_xy: the grid, continuous (x, y), pixels of the predictor's image.
+    step_yx: from one row and from one column of it to the next, the same pixels.
     votes: of `Settings`.
     chunk: passes that run together.
     **reading: of `flow.read_out`.
@@ -163,10 +166,9 @@ def flow_grid(
   start = (jnp.zeros((len(flat), h, w)), jnp.zeros(masks.shape[2:]))
   (total, hidden), _ = jax.lax.scan(one_round, start, (masks, dealt))
   # One more than there were: what was hidden once or twice only has proved less.
-  times = jnp.repeat(jnp.repeat(hidden + 1.0, patch, axis=0), patch, axis=1)
+  times = masks_lib.patches_to_pixels(hidden + 1.0, patch)
   heat = jnp.expm1(total / times).reshape(rows, cols, h, w)
   if votes:
-    step_yx = (h / rows, w / cols)
     heat = vote(heat, step_yx=step_yx, sigma=votes * patch)
   response = Response(heat, jnp.zeros((rows, cols)))
   answer = flow.read_out(response, points_xy, on_pixel=perturb.on_pixel(mark), **reading)

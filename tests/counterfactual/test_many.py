@@ -28,6 +28,7 @@ def _ask(predict, settings, *, grid_hw=(8, 8), mark=None, seed=0, chunk=4, visib
     sampled,
     jnp.array(dealt),
     jnp.array(points),
+    step_yx=(HW[0] / grid_hw[0], HW[1] / grid_hw[1]),
     votes=settings.votes,
     chunk=chunk,
     readout="window",
