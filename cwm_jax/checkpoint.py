@@ -31,7 +31,7 @@ _FINGERPRINTS = "fingerprints"
 # A resumed run may change these: where it runs, how long, how often it reports; not what it learns.
 _FREE = re.compile(
   r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate)\..*|sharding"
-  r"|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
+  r"|cpu_devices|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
 )
 
 

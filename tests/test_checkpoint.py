@@ -16,6 +16,7 @@ from cwm_jax.types import InputError, TrainState
 
 CONFIG = {
   "total": "6 steps",
+  "cpu_devices": 1,
   "model": {"patch": 4, "remat": "none"},
   "data": {"batch_size": 8, "num_workers": 0},
   "log": {"every": "1 steps"},
@@ -136,6 +137,7 @@ def test_a_change_of_what_is_learned_is_refused_by_name(tmp_path, section, key, 
     {"evaluate": {}},
     {"data": {"batch_size": 8, "num_workers": 2}},
     {"model": {"patch": 4, "remat": "full"}},
+    {"cpu_devices": 2},
   ],
 )
 def test_how_long_and_how_it_runs_may_change(tmp_path, change):
