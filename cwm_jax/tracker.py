@@ -299,7 +299,7 @@ class Tracker:
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
     asked = self._engine.ask_grid((one, two), points, video_hw, marks=marks, votes=votes)
-    return np.asarray(asked) - points, points
+    return asked - points, points
 
   def explain(self, frame1: Any, frame2: Any, point_xy: Any) -> Explanation:
     """One question with everything in between, on the whole frame (zoom's rounds are left out).

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import toy_predictors as toys
 
-from cwm_jax.counterfactual import adaptive
+from cwm_jax.counterfactual import adaptive, many
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
@@ -85,6 +85,19 @@ def test_neighbours_vote_where_they_are_on_a_grid_that_leaves_a_margin():
   motion, _ = asker.dense_flow(*_moving_video(), stride=5, marks=3, votes=2.0)
   error = np.linalg.norm(motion[3:-3, 3:-3] - (4, 2), axis=-1)
   assert np.median(error) < 0.1 and error.max() < 0.5
+
+
+def test_a_grid_that_memory_does_not_hold_is_asked_in_parts_between_each_other():
+  whole, parts = _asker(num_masks=12), _asker(num_masks=12)
+  parts._engine._memory_budget = 200 * many.bytes_a_point((48, 64))
+  known, where = whole.dense_flow(*_moving_video(), stride=2, marks=4)
+  found, same = parts.dense_flow(*_moving_video(), stride=2, marks=4)
+  np.testing.assert_array_equal(where, same)
+  inner = (slice(4, -6), slice(4, -6))
+  np.testing.assert_allclose(found[inner], known[inner], atol=0.5)
+  # 768 points of 24 rows: every second row and column are 12 x 16, which fits.
+  assert len(many.parts((24, 32), 200)) == 4
+  assert parts.passes.clean == 4 * whole.passes.clean == 4 * 12
 
 
 def test_a_program_may_ask_about_several_points():

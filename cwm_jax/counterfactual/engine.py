@@ -92,6 +92,7 @@ class Engine:
     if memory_budget is None:
       told = (device.memory_stats() or {}).get("bytes_limit", 0)
       memory_budget = told * _SHARE_OF_DEVICE or _BYTES_ELSEWHERE
+    self._memory_budget = memory_budget
     grid_hw = masks.shape[-2:]
     pass_bytes = multimask.measure_pass_bytes(self._predict_fn, self.image_hw, grid_hw)
     max_passes = _MAX_PASSES
@@ -186,8 +187,10 @@ class Engine:
     *,
     marks: int,
     votes: float,
-  ) -> Any:
-    """Starts the work for an even grid of points, several of them marked in each pass.
+  ) -> np.ndarray:
+    """Destinations of an even grid of points, several of them marked in each pass.
+
+    A grid that memory does not hold at once is asked in several that lie between each other.
 
     Args:
       pair, video_hw: see `ask`.
@@ -195,37 +198,35 @@ class Engine:
       marks, votes: see `Tracker.dense_flow`.
 
     Returns:
-      Destinations [gy, gx, 2] on the device, pixels of the frames as given.
+      [gy, gx, 2], pixels of the frames as given.
 
     Raises:
       InputError: a number of marks that the grid cannot have, or the protocol "release".
     """
     if self._release:
       raise InputError("several marks a pass do not go with the protocol 'release'")
-    grid_hw = points_xy.shape[:2]
-    settings = many.Settings(many.blocks(marks, grid_hw), self.masks.shape[1], votes)
-    size = many.num_passes(grid_hw, settings)
-    self._count(size - settings.rounds, settings.rounds)
-    steps = [np.diff(points_xy[:, 0, 1]), np.diff(points_xy[0, :, 0])]
-    step_yx = (
-      float(step[0]) * to / of if step.size else float(to)
-      for step, to, of in zip(steps, self.image_hw, video_hw)
-    )
-    return compiled.ask_grid(
-      self._predict_fn,
-      self._mark,
-      [frame.small for frame in pair],
-      self.masks,
-      many.deal(grid_hw, settings, seed=0),
-      points_xy,
-      np.array(video_hw, np.int32),
-      image_hw=self.image_hw,
-      step_yx=tuple(step_yx),
-      votes=votes,
-      chunk=self.plan.clean,
-      readout=self._settings["readout"],
-      inverse_temperature=self._settings["inverse_temperature"],
-    )
+    found = np.empty_like(points_xy)
+    most = self._memory_budget // many.bytes_a_point(self.image_hw)
+    for part in many.parts(points_xy.shape[:2], most):
+      points = points_xy[part]
+      settings = many.Settings(many.blocks(marks, points.shape[:2]), self.masks.shape[1], votes)
+      self._count(many.num_passes(points.shape[:2], settings) - settings.rounds, settings.rounds)
+      found[part] = compiled.ask_grid(
+        self._predict_fn,
+        self._mark,
+        [frame.small for frame in pair],
+        self.masks,
+        many.deal(points.shape[:2], settings, seed=0),
+        points,
+        np.array(video_hw, np.int32),
+        image_hw=self.image_hw,
+        step_yx=many.step_yx(points, video_hw, self.image_hw),
+        votes=votes,
+        chunk=self.plan.clean,
+        readout=self._settings["readout"],
+        inverse_temperature=self._settings["inverse_temperature"],
+      )
+    return found
 
   def passes(self) -> Passes:
     """How many passes all that was asked has taken."""

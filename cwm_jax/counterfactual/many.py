@@ -10,6 +10,7 @@ its own response, moved to where this point would be if both moved alike.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +55,34 @@ def blocks(marks: int, grid_hw: tuple[int, int]) -> tuple[int, int]:
     raise InputError(f"a grid of {rows} x {cols} points cannot have {marks} marks in a pass")
   squareness = lambda cut: abs(np.log(rows / cut[0]) - np.log(cols / cut[1]))  # noqa: E731
   return min(fits, key=lambda cut: (_block_size(grid_hw, cut), squareness(cut)))
+
+
+def bytes_a_point(image_hw: tuple[int, int]) -> int:
+  """Memory that a point of a grid takes: a few maps of the predictor's size."""
+  return 4 * 4 * image_hw[0] * image_hw[1]
+
+
+def parts(grid_hw: tuple[int, int], most: float) -> list[tuple[slice, slice]]:
+  """Grids of at most so many points that make up a grid; each takes every n-th row and column."""
+  every = max(1, math.ceil(math.sqrt(grid_hw[0] * grid_hw[1] / max(most, 1))))
+  rows, cols = (range(min(every, size)) for size in grid_hw)
+  return [(slice(i, None, every), slice(j, None, every)) for i in rows for j in cols]
+
+
+def step_yx(
+  points_xy: Float[np.ndarray, "gy gx 2"], from_hw: tuple[int, int], to_hw: tuple[int, int]
+) -> tuple[float, float]:
+  """From one row and one column of a grid to the next, in an image of another size.
+
+  Args:
+    points_xy: the grid, pixels of an image of size `from_hw`.
+  """
+  steps = np.diff(points_xy[:, 0, 1]), np.diff(points_xy[0, :, 0])
+  down, right = (
+    float(step[0]) * to / of if step.size else float(to)
+    for step, to, of in zip(steps, to_hw, from_hw)
+  )
+  return down, right
 
 
 def num_passes(grid_hw: tuple[int, int], settings: Settings) -> int:
