@@ -217,29 +217,37 @@ def vote(
   heat = heat / jnp.maximum(jnp.max(heat, axis=(2, 3), keepdims=True), 1e-12)
   for axis, step in enumerate(step_yx):
     reach = min(int(1.5 * sigma / step), heat.shape[axis] - 1)
-    total = jnp.zeros_like(heat)
-    for away in range(-reach, reach + 1):
-      weight = float(np.exp(-0.5 * (away * step / sigma) ** 2))
-      neighbours = _shift(heat, away, axis)
-      # The neighbour lies `away` steps on, so its response moves as many steps back; between two
-      # pixels, it is shared between them.
-      back = away * step
-      whole = int(np.floor(back))
-      for pixels, share in ((whole, whole + 1 - back), (whole + 1, back - whole)):
-        if share:
-          total += weight * share * _shift(neighbours, pixels, axis + 2)
-    heat = total
+    away = np.arange(-reach, reach + 1)
+    weight = np.exp(-0.5 * (away * step / sigma) ** 2)
+    # A neighbour lies `away` steps on, so its response moves as many steps back; between two pixels
+    # it is shared between them.
+    whole = np.floor(away * step).astype(int)
+    share = away * step - whole
+    taps = (
+      np.concatenate([away, away]),
+      np.concatenate([whole, whole + 1]),
+      np.concatenate([weight * (1 - share), weight * share]).astype(np.float32),
+    )
+    heat = _sum_shifted(heat, axis, *taps)
   return heat
 
 
-def _shift(x: Array, by: int, axis: int) -> Array:
-  """x[i + by] along an axis, 0 beyond the border."""
-  n = x.shape[axis]
-  by = max(-n, min(n, by))
-  kept = jax.lax.slice_in_dim(x, max(by, 0), n + min(by, 0), axis=axis)
-  pad = [(0, 0)] * x.ndim
-  pad[axis] = (max(-by, 0), max(by, 0))
-  return jnp.pad(kept, pad)
+def _sum_shifted(x: Array, axis: int, away: Any, pixels: Any, weight: Any) -> Array:
+  """Sum of weight * x[i + away, ..., j + pixels], along `axis` and the map's; 0 beyond borders.
+
+  One tap at a time, so that memory does not grow with their number.
+  """
+  reach, margin = int(np.abs(away).max()), int(np.abs(pixels).max())
+  pad = [(0, 0)] * 4
+  pad[axis], pad[axis + 2] = (reach, reach), (margin, margin)
+  padded = jnp.pad(x, pad)
+
+  def add(total, tap):
+    start = [0] * 4
+    start[axis], start[axis + 2] = tap[0] + reach, tap[1] + margin
+    return total + tap[2] * jax.lax.dynamic_slice(padded, start, x.shape), None
+
+  return jax.lax.scan(add, jnp.zeros_like(x), (away, pixels, weight))[0]
 
 
 def _block_size(grid_hw: tuple[int, int], blocks: tuple[int, int]) -> int:
