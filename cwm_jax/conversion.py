@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cwm_jax.commands import report, written
-from cwm_jax.pretrained import convert, flow_networks, releases, torch_file
+from cwm_jax.pretrained import convert, flow_networks, releases, sections, torch_file
 from cwm_jax.pretrained import weights as weights_file
 from cwm_jax.pretrained.merge import NamesError
 from cwm_jax.types import InputError
@@ -84,8 +84,8 @@ def _from_workdir(source: str, out: str, dtype: str) -> tuple[dict[str, Any], li
     params, config = checkpoint.load_params(source)
   if config.get("task") == "joint":
     return _learned_mark(params, config, out, dtype)
-  if isinstance(config.get("model"), dict):
-    config["model"] = weights_file.elsewhere(config["model"])
+  if model := sections.section(config, "model"):
+    config["model"] = weights_file.elsewhere(model)
   weights_file.check_fit(params, config, where=f"workdir {source}")
   weights_file.save(out, params, config, dtype=dtype)
   return {"parameters": _count(weights_file.flatten(params))}, []

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -235,7 +234,7 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
     jobs[title] = _Job(_PREDICTION, ("predictor",), on_frames)
   if settings.segments:
     # Baselines and flow networks have nothing that could be asked.
-    asked = tuple(row for row in rows if re.fullmatch(r"mm\d+", names[row]))
+    asked = tuple(row for row in rows if named.number_of_masks(names[row]) is not None)
     if not asked:
       raise InputError("evaluate.segments asks predictors: name mm<N> in evaluate.trackers")
 

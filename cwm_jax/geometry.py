@@ -271,6 +271,15 @@ def argmax_yx(heat: Float[Array, "*b h w"]) -> Int[Array, "*b 2"]:
   return jnp.stack([flat // w, flat % w], axis=-1).astype(jnp.int32)
 
 
+def near(
+  index_yx: Int[Array, "*b 2"], size_hw: tuple[int, int], *, radius: int
+) -> Bool[Array, "*b h w"]:
+  """The pixels within `radius` rows and columns of a (row, column) index."""
+  rows = jnp.abs(jnp.arange(size_hw[0]) - index_yx[..., :1]) <= radius
+  cols = jnp.abs(jnp.arange(size_hw[1]) - index_yx[..., 1:]) <= radius
+  return rows[..., :, None] & cols[..., None, :]
+
+
 def heat_distribution(
   heat: Float[Array, "*b h w"], *, weighting: str = "softmax", inverse_temperature: float = 200.0
 ) -> Float[Array, "*b h w"]:
@@ -324,17 +333,14 @@ def window_argmax_yx(
   """Sub-pixel (row, column) index: the mean of heat ** power in a window round the maximum."""
   h, w = heat.shape[-2:]
   peak = argmax_yx(heat)
-  rows, cols = jnp.arange(h), jnp.arange(w)
-  in_row = jnp.abs(rows - peak[..., 0, None]) <= radius
-  in_col = jnp.abs(cols - peak[..., 1, None]) <= radius
-  inside = in_row[..., :, None] & in_col[..., None, :]
+  inside = near(peak, (h, w), radius=radius)
   top = jnp.max(heat, axis=(-2, -1), keepdims=True)
   weights = jnp.where(inside, (heat / jnp.maximum(top, 1e-12)) ** power, 0.0)
   # An all-zero heat map has its "maximum" at (0, 0); give that answer, not a division by zero.
   total = jnp.sum(weights, axis=(-2, -1))
   safe = jnp.maximum(total, 1e-12)
-  row = jnp.sum(weights * rows[:, None], axis=(-2, -1)) / safe
-  col = jnp.sum(weights * cols, axis=(-2, -1)) / safe
+  row = jnp.sum(weights * jnp.arange(h)[:, None], axis=(-2, -1)) / safe
+  col = jnp.sum(weights * jnp.arange(w), axis=(-2, -1)) / safe
   return jnp.where(total[..., None] > 0, jnp.stack([row, col], axis=-1), peak.astype(heat.dtype))
 
 

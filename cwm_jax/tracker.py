@@ -288,7 +288,7 @@ class Tracker:
       flow_xy float32 [h, w, 2], (dx, dy) in pixels, and points_xy [h, w, 2], where it starts.
 
     Raises:
-      InputError: frames that cannot be used, or a stride or number of marks that does not fit.
+      InputError: frames, a stride or marks that cannot be used; marks beside zoom or "release".
     """
     h, w = tracking.check_image(frame1).shape[:2]
     points = tracking.grid((h, w), stride)
@@ -298,8 +298,8 @@ class Tracker:
       return answer.xy.reshape(points.shape) - points, points
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
-    asked = self._engine.ask_grid((one, two), points, video_hw, marks=marks, votes=votes)
-    return asked - points, points
+    found_xy = self._engine.ask_grid((one, two), points, video_hw, marks=marks, votes=votes)
+    return found_xy - points, points
 
   def explain(self, frame1: Any, frame2: Any, point_xy: Any) -> Explanation:
     """One question with everything in between, on the whole frame (zoom's rounds are left out).

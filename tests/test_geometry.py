@@ -57,6 +57,35 @@ def test_antialiased_shrinking_averages_all_pixels():
   np.testing.assert_allclose(geometry.resize(image, (2, 2), antialias=True), 0.5, atol=0.1)
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size_hw", [(5, 9), (24, 40), (12, 7), (30, 20)])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_a_resize_on_the_host_is_that_on_the_device(antialias, size_hw, batch):
+  image = np.random.default_rng(2).integers(0, 256, (*batch, 12, 20, 3)).astype(np.uint8)
+  found = geometry.resize_on_host(image, size_hw, antialias=antialias)
+  expected = geometry.resize(jnp.asarray(image, jnp.float32), size_hw, antialias=antialias)
+  assert found.dtype == np.float32 and found.shape == (*batch, *size_hw, 3)
+  np.testing.assert_allclose(found, expected, atol=255e-6)
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_frames_prepared_on_the_host_are_those_prepared_on_the_device(floats):
+  frame = np.random.default_rng(3).integers(0, 256, (12, 20, 3)).astype(np.uint8)
+  if floats:
+    frame = np.asarray(geometry.to_normalised(jnp.asarray(frame)))
+  found = geometry.prepare_on_host(frame, (8, 8), antialias=True)
+  expected = geometry.resize(geometry.to_normalised(jnp.asarray(frame)), (8, 8), antialias=True)
+  np.testing.assert_allclose(found, expected, atol=5e-6)
+
+
+def test_what_is_near_a_pixel_is_a_square_that_the_border_cuts():
+  near = geometry.near(jnp.array([[0, 4], [2, 1]]), (4, 6), radius=1)
+  expected = np.zeros((2, 4, 6), bool)
+  expected[0, :2, 3:6] = True
+  expected[1, 1:4, :3] = True
+  np.testing.assert_array_equal(near, expected)
+
+
 def test_sampling_at_pixel_centres_returns_the_pixels():
   image = jax.random.uniform(jax.random.key(2), (5, 7, 2))
   sampled = geometry.sample_bilinear(image, geometry.pixel_centres(5, 7))

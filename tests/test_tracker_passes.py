@@ -77,6 +77,9 @@ def test_a_grid_asked_with_many_marks_is_that_asked_one_by_one():
   np.testing.assert_allclose(voted[2:-3, 2:-3], one[2:-3, 2:-3], atol=0.5)
   with pytest.raises(InputError, match="marks"):
     asker.dense_flow(*video, stride=16, marks=13)
+  for named in (dict(zoom=1), dict(protocol="release")):
+    with pytest.raises(InputError, match="whole frames: no zoom, no protocol 'release'"):
+      _asker(num_masks=2, **named).dense_flow(*video, stride=4, marks=6)
 
 
 def test_neighbours_vote_where_they_are_on_a_grid_that_leaves_a_margin():

@@ -57,7 +57,7 @@ class _State(NamedTuple):
   peak: Array
   hidden: Array  # [n, gh, gw], how many of its masks hid a patch
   taken: Array  # bool [n, b]
-  tops: Array  # int [n, still + 1, 2], where the peak lay, the latest first
+  tops_yx: Array  # int [n, still + 1, 2], where the peak lay, the latest first
   active: Array  # bool [n]
 
 
@@ -128,7 +128,7 @@ def flow_points(
   averaging = dict(order=order, average=average)
 
   def choose(state: _State, step: Array) -> Array:
-    row, col = jnp.moveaxis(state.tops[:, 0] // patch, -1, 0)
+    row, col = jnp.moveaxis(state.tops_yx[:, 0] // patch, -1, 0)
     row, col = jnp.clip(row, 0, gh - 1), jnp.clip(col, 0, gw - 1)  # there is no peak yet at first
     free = jnp.where(state.taken, -jnp.inf, _worth(masks[:, 1], state.hidden, row, col))
     return jnp.where(step < rule.first, step, jnp.argmax(free, axis=1)).astype(jnp.int32)
@@ -163,14 +163,13 @@ def flow_points(
     taken = state.taken | (goes[:, None] & (jnp.arange(b) == number[:, None]))
     asked = jnp.sum(taken, axis=1)
     heat = multimask.average_sums(total, peak, hidden, jnp.maximum(asked, 1.0), **averaging).heat
-    top, ratio = _top_and_margin(heat, apart=patch)
-    tops = jnp.where(
-      goes[:, None, None], jnp.concatenate([top[:, None], state.tops[:, :-1]], axis=1), state.tops
-    )
-    moved = jnp.max(jnp.abs(tops[:, 1:] - tops[:, :1]), axis=(1, 2))
+    top_yx, ratio = _top_and_margin(heat, apart=patch)
+    pushed = jnp.concatenate([top_yx[:, None], state.tops_yx[:, :-1]], axis=1)
+    tops_yx = jnp.where(goes[:, None, None], pushed, state.tops_yx)
+    moved = jnp.max(jnp.abs(tops_yx[:, 1:] - tops_yx[:, :1]), axis=(1, 2))
     settled = (asked >= rule.least) & (ratio > rule.margin) & (moved <= max(1, patch // 4))
     active = goes & ~settled & (asked < rule.most)
-    return _State(total, peak, hidden, taken, tops, active), bank, step + 1
+    return _State(total, peak, hidden, taken, tops_yx, active), bank, step + 1
 
   shapes = jax.eval_shape(
     passes,
@@ -182,8 +181,8 @@ def flow_points(
   )
   total, peak = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   # No peak has lain at such a place, so nothing is settled before it has a past.
-  tops = jnp.full((n, rule.still + 1, 2), -(2**20), jnp.int32)
-  state = _State(total, peak, jnp.zeros((n, gh, gw)), jnp.zeros((n, b), bool), tops, valid)
+  tops_yx = jnp.full((n, rule.still + 1, 2), -(2**20), jnp.int32)
+  state = _State(total, peak, jnp.zeros((n, gh, gw)), jnp.zeros((n, b), bool), tops_yx, valid)
   state, bank, _ = jax.lax.while_loop(
     lambda carry: jnp.any(carry[0].active), advance, (state, bank, jnp.int32(0))
   )
@@ -257,10 +256,7 @@ def _fill(
 
 def _top_and_margin(heat: Float[Array, "n h w"], *, apart: int) -> tuple[Array, Array]:
   """(row, column) of the highest pixel, and by what factor it tops those further than `apart`."""
-  top = geometry.argmax_yx(heat).astype(jnp.int32)
-  rows, cols = jnp.arange(heat.shape[1]), jnp.arange(heat.shape[2])
-  near = (jnp.abs(rows - top[:, :1]) <= apart)[:, :, None] & (jnp.abs(cols - top[:, 1:]) <= apart)[
-    :, None
-  ]
+  top_yx = geometry.argmax_yx(heat)
+  near = geometry.near(top_yx, heat.shape[1:], radius=apart)
   rival = jnp.max(jnp.where(near, 0.0, heat), axis=(1, 2))
-  return top, jnp.max(heat, axis=(1, 2)) / jnp.maximum(rival, 1e-12)
+  return top_yx, jnp.max(heat, axis=(1, 2)) / jnp.maximum(rival, 1e-12)

@@ -53,6 +53,8 @@ class AdaptiveEngine(engine.Engine):
     for begin in range(0, len(pairs), self.pairs_at_once):
       group = pairs[begin : begin + self.pairs_at_once]
       mine = np.flatnonzero((pair_of >= begin) & (pair_of < begin + len(group)))
+      if not mine.size:
+        continue
       images = engine.flat([[f.small for f in pair] for pair in group], self.pairs_at_once)
       bank = compiled.empty_bank(
         self._predict_fn,

@@ -201,32 +201,32 @@ class Engine:
       [gy, gx, 2], pixels of the frames as given.
 
     Raises:
-      InputError: a number of marks that the grid cannot have, or the protocol "release".
+      InputError: a number of marks that the grid cannot have, zoom, or the protocol "release".
     """
-    if self._release:
-      raise InputError("several marks a pass do not go with the protocol 'release'")
-    found = np.empty_like(points_xy)
+    if self.masks.shape[0] > 1 or self._release:
+      raise InputError("several marks a pass look at whole frames: no zoom, no protocol 'release'")
+    found_xy = np.empty_like(points_xy)
     most = self._memory_budget // many.bytes_a_point(self.image_hw)
     for part in many.parts(points_xy.shape[:2], most):
-      points = points_xy[part]
-      settings = many.Settings(many.blocks(marks, points.shape[:2]), self.masks.shape[1], votes)
-      self._count(many.num_passes(points.shape[:2], settings) - settings.rounds, settings.rounds)
-      found[part] = compiled.ask_grid(
+      part_xy = points_xy[part]
+      settings = many.Settings(many.blocks(marks, part_xy.shape[:2]), self.masks.shape[1], votes)
+      self._count(many.num_passes(part_xy.shape[:2], settings) - settings.rounds, settings.rounds)
+      found_xy[part] = compiled.ask_grid(
         self._predict_fn,
         self._mark,
         [frame.small for frame in pair],
         self.masks,
-        many.deal(points.shape[:2], settings, seed=0),
-        points,
+        many.deal(part_xy.shape[:2], settings, seed=0),
+        part_xy,
         np.array(video_hw, np.int32),
         image_hw=self.image_hw,
-        step_yx=many.step_yx(points, video_hw, self.image_hw),
+        step_yx=many.step_yx(part_xy, video_hw, self.image_hw),
         votes=votes,
         chunk=self.plan.clean,
         readout=self._settings["readout"],
         inverse_temperature=self._settings["inverse_temperature"],
       )
-    return found
+    return found_xy
 
   def passes(self) -> Passes:
     """How many passes all that was asked has taken."""

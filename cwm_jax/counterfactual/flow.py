@@ -97,9 +97,7 @@ def read_out(
   else:
     raise InputError(f"the read-out is {readout!r}; choose one of {', '.join(READOUTS)}")
   top = geometry.argmax_yx(heat)
-  near = (jnp.abs(jnp.arange(heat.shape[-2]) - top[..., 0, None]) <= confidence_radius)[
-    ..., :, None
-  ] & (jnp.abs(jnp.arange(heat.shape[-1]) - top[..., 1, None]) <= confidence_radius)[..., None, :]
+  near = geometry.near(top, heat.shape[-2:], radius=confidence_radius)
   total = jnp.sum(heat, axis=(-2, -1))
   share = jnp.sum(jnp.where(near, heat, 0.0), axis=(-2, -1)) / jnp.maximum(total, 1e-12)
   xy = geometry.index_to_point_xy(index)

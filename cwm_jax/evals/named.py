@@ -12,6 +12,12 @@ from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
 
+def number_of_masks(name: str) -> int | None:
+  """N of mm<N>; None for a name that says no such number."""
+  found = re.fullmatch(r"mm(\d+)", name)
+  return int(found[1]) if found else None
+
+
 def build(name: str, settings: Any) -> list[Any]:
   """A tracker by name, one a worker (see `spread.one_each`).
 
@@ -26,10 +32,10 @@ def build(name: str, settings: Any) -> list[Any]:
   Raises:
     InputError: no such tracker, or one that cannot be had.
   """
-  masks = re.fullmatch(r"mm(\d+)|(adaptive)", name)
-  if not masks and name in trackers.BASELINES:
+  masks = name if name == "adaptive" else number_of_masks(name)
+  if masks is None and name in trackers.BASELINES:
     return [trackers.build(name)]
-  if masks:
+  if masks is not None:
     path = settings.weights or weights.shipped()
   elif name in (*releases.names(), *weights.shipped_names()) or name.endswith(".safetensors"):
     path = releases.locate(name)
@@ -40,7 +46,7 @@ def build(name: str, settings: Any) -> list[Any]:
     )
   path = releases.locate(path)
   if flow_networks.is_flow_network(weights.read_header(path).config):
-    if masks:
+    if masks is not None:
       raise InputError(
         f"{name} asks a predictor, and {path} is a flow network; name it in evaluate.trackers"
       )
@@ -48,7 +54,7 @@ def build(name: str, settings: Any) -> list[Any]:
   load = functools.partial(
     Tracker.load,
     path,
-    num_masks=(masks[2] or int(masks[1])) if masks else 10,
+    num_masks=10 if masks is None else masks,
     mask_ratio=settings.mask_ratio or None,
     zoom=settings.zoom,
     mark=_mark(settings.mark),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cwm_jax.pretrained import sections
+
 SECTION = "flow_network"
 
 
 def is_flow_network(config: Mapping[str, Any]) -> bool:
   """Whether a weights file's config describes a flow network; otherwise it is a predictor."""
-  section = config.get(SECTION)
-  return isinstance(section, Mapping) and section.get("kind") not in (None, "none")
+  return sections.kind_of(config, SECTION) not in (None, "none")
 
 
 def expected(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

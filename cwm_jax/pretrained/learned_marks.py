@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.tree_util import Partial
 
+from cwm_jax.pretrained import sections
 from cwm_jax.types import InputError
 
 PERTURBER = "perturber"  # the folder of parameter names that is the perturber's
@@ -18,8 +19,7 @@ _AS_RELEASED = {"on_pixel": True, "reach": 1.0}
 
 def is_learned(config: Mapping[str, Any]) -> bool:
   """Whether a weights file's config recommends the mark that is stored beside its predictor."""
-  mark = config.get("mark")
-  return isinstance(mark, Mapping) and mark.get("kind") == KIND
+  return sections.kind_of(config, "mark") == KIND
 
 
 def build(config: Mapping[str, Any], params: Any) -> Partial:

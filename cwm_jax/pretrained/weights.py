@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from cwm_jax.pretrained import flow_networks, flow_predictors, learned_marks
+from cwm_jax.pretrained import flow_networks, flow_predictors, learned_marks, sections
 from cwm_jax.pretrained.merge import check_names
 from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
 from cwm_jax.types import InputError
@@ -295,9 +295,10 @@ def read_header(path: str | os.PathLike) -> Header:
   where = f"weights file {path}"
   metadata, tensors = read_table(path, where=where, dtypes=FLOATS)
   config = _section(metadata, "config", where)
-  if not isinstance(config.get("model"), dict):
+  model = sections.section(config, "model")
+  if model is None:
     raise InputError(f"{where} was not written by this project: its config has no 'model' section")
-  config["model"] = elsewhere(config["model"])
+  config["model"] = elsewhere(model)
   extra = _section(metadata, "extra", where) if "extra" in metadata else {}
   return Header(config, extra, tensors)
 

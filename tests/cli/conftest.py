@@ -29,3 +29,11 @@ def frame_paths(tmp_path_factory):
   return [
     viz.write_png(folder / f"{i}.png", frame) for i, frame in enumerate(command_line.frames())
   ]
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("videos")
+  for i in range(2):
+    viz.write_mp4(folder / f"{i}.mp4", command_line.frames(8, 40, 56), fps=10)
+  return folder

@@ -13,17 +13,9 @@ import command_line
 import numpy as np
 import pytest
 
-from cwm_jax import jobs, viz
+from cwm_jax import jobs
 from cwm_jax.pretrained import weights
 from cwm_jax.types import InputError
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("videos")
-  for i in range(2):
-    viz.write_mp4(folder / f"{i}.mp4", command_line.frames(8, 40, 56), fps=10)
-  return folder
 
 
 def test_eval_measures_weights_on_scenes_and_goes_on_where_it_was(capsys, tmp_path, weights_path):

@@ -9,19 +9,10 @@ import command_line
 import numpy as np
 import pytest
 
-from cwm_jax import viz
 from cwm_jax.data import labels
 
 _TINY = ["--tracker", "zero", "--pairs", 6, "--points", 3, "--set", "label.image_hw=(16, 16)"]
 _TINY += ["--set", "label.shard_pairs=4", "--set", "data.batch_size=2"]
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("videos")
-  for i in range(2):
-    viz.write_mp4(folder / f"{i}.mp4", command_line.frames(8, 40, 56), fps=10)
-  return folder
 
 
 def test_videos_are_labelled_into_shards_that_training_reads(capsys, caplog, tmp_path, videos):

@@ -128,3 +128,14 @@ def test_the_tracker_answers_alike_on_each_of_two_devices_and_on_one(tmp_path):
   for found in both:
     for mine, theirs in zip(found, one):
       np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+def test_a_job_s_cpu_plays_as_many_devices_as_the_config_says(tmp_path):
+  one, two = tmp_path / "one", tmp_path / "two"
+  for workdir, count in ((one, 1), (two, 2)):
+    done = tiny_job.run_main(f"--workdir={workdir}", f"--config.cpu_devices={count}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{count} devices" in done.stderr + done.stdout
+  expected, found = ([row["loss"] for row in tiny_job.rows(run)] for run in (one, two))
+  assert len(found) == 6
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
