@@ -199,7 +199,7 @@ def get_config() -> ConfigDict:
   e.mark = ConfigDict(dict(kind="", colour=(255, 0, 0), size=2, amplitude=1.0, sigma=1.5))
   e.mark.file = ""  # mark file, or weights file with a learned mark
   e.readout = "window"  # argmax | soft | window
-  e.order = "release"  # release | paper: how masks are averaged
+  e.order = ""  # release | paper | matched, how masks are averaged; "": as `Tracker` has it
   e.average = "hidden"  # hidden | release: over which masks
   e.masks_seed = 0
   e.dtype = e.attention_dtype = ""  # "" takes the weights' own; see Tracker.load

@@ -43,7 +43,7 @@ class Tracker:
     readout: str = "argmax",
     masks_seed: int = 0,
     memory_budget: float | None = None,
-    order: str = "release",
+    order: str | None = None,
     average: str | None = None,
     protocol: str = "half_pixel",
     inverse_temperature: float = 200.0,
@@ -68,7 +68,8 @@ class Tracker:
       memory_budget: bytes for the passes in flight; None takes a quarter of the device's memory, or
         1 GiB where that is not told.
       order: of averaging over masks, "release" (signed differences), "paper" (L1 responses) or
-        "matched" (the signed differences' part in the mark's own colour).
+        "matched" (the signed differences' part in the mark's own colour). None takes "matched" for
+        adaptive masks, "release" for others.
       average: "hidden" (over the masks that hide a pixel) or "release" (over all masks); None takes
         the protocol's: "release" there, else "hidden".
       protocol: of coordinates, "half_pixel" or "release": as the public release of Opt-CWM,
@@ -81,8 +82,6 @@ class Tracker:
     Raises:
       InputError: a setting that cannot be.
     """
-    if average is None:
-      average = "release" if protocol == "release" else "hidden"
     h, w = image_hw
     if h % patch or w % patch:
       raise InputError(f"an image of {h} x {w} does not divide into patches of {patch} pixels")
@@ -109,8 +108,8 @@ class Tracker:
       patch=patch,
       memory_budget=memory_budget,
       settings=dict(
-        order=order,
-        average=average,
+        order=order or ("matched" if isinstance(rule, adaptive.Rule) else "release"),
+        average=average or ("release" if protocol == "release" else "hidden"),
         readout=readout,
         inverse_temperature=inverse_temperature,
         occlusion_threshold=occlusion_threshold,

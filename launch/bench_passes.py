@@ -113,12 +113,12 @@ def study_points(options: argparse.Namespace) -> list[dict[str, Any]]:
   from cwm_jax.evals.scenes import scenes_test_v1
   from cwm_jax.tracker import Tracker
 
-  counts = tuple(range(1, options.most_masks + 1))
-  fixed = Tracker.load(options.weights, num_masks=counts[-1], readout="window", order=options.order)
-  adaptive = Tracker.load(
-    options.weights, num_masks="adaptive", readout="window", order=options.order
+  counts, order = tuple(range(1, options.most_masks + 1)), options.order or "matched"
+  fixed, adaptive = (
+    Tracker.load(options.weights, num_masks=num_masks, readout="window", order=order)
+    for num_masks in (counts[-1], "adaptive")
   )
-  curve = dict(mark=_mark(options), counts=counts, order=options.order)
+  curve = dict(mark=_mark(options), counts=counts, order=order)
   errors = Errors()
   for group in scenes_test_v1(limit=options.scenes, at_a_time=min(10, options.scenes)):
     for frames, points, truth in zip(group.frames, group.points_xy, group.truth_xy):
@@ -156,9 +156,9 @@ def study_dense(options: argparse.Namespace) -> list[dict[str, Any]]:
   """One mark a pass and many on a grid."""
   from cwm_jax.tracker import Tracker
 
-  counts = (1, 2, 4, 10)
-  one = Tracker.load(options.weights, num_masks=counts[-1], readout="window", order=options.order)
-  curve = dict(mark=_mark(options), counts=counts, order=options.order)
+  counts, order = (1, 2, 4, 10), options.order or "release"
+  one = Tracker.load(options.weights, num_masks=counts[-1], readout="window", order=order)
+  curve = dict(mark=_mark(options), counts=counts, order=order)
   many = {
     (marks, rounds, votes): Tracker.load(options.weights, num_masks=rounds, readout="window")
     for marks, rounds, votes in options.many
@@ -238,7 +238,11 @@ def main() -> int:
   parser.add_argument("--scenes", type=int, default=40)
   parser.add_argument("--points", type=int, default=64, help="of each grid that are looked at")
   parser.add_argument("--most-masks", type=int, default=20, help="of the fixed numbers")
-  parser.add_argument("--order", default="release", help="of averaging; many marks have their own")
+  parser.add_argument(
+    "--order",
+    help="of averaging (default: matched for points, release for one mark a pass; many marks have "
+    "their own)",
+  )
   parser.add_argument(
     "--many",
     type=_many,

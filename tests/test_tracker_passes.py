@@ -13,12 +13,12 @@ def _moving_video():
   return np.stack([first, np.roll(first, (2, 4), axis=(0, 1))])
 
 
-def _asker(**named):
+def _asker(*, mark=None, **named):
   return Tracker(
     toys.shifted_by(2, 4),
     image_hw=(48, 64),
     patch=8,
-    mark={"kind": "gaussian", "amplitude": 1.0, "sigma": 1.0},
+    mark=mark or {"kind": "gaussian", "amplitude": 1.0, "sigma": 1.0},
     readout="window",
     mask_ratio=0.75,
     **named,
@@ -46,6 +46,18 @@ def test_a_rule_of_adaptive_masks_is_followed():
   asker = _asker(num_masks=rule)
   asker.flow(*_moving_video(), [[20.0, 20.0], [30.0, 10.0]])
   assert asker.passes.marked == 2 * 3
+
+
+def test_adaptive_masks_read_the_mark_s_own_colour_unless_told_otherwise():
+  video, points = _moving_video(), [[20.0, 20.0], [30.0, 10.0]]
+  # What a red square adds is of another colour at every pixel.
+  square = {"kind": "square", "size": 6}
+  told, other, plain = (
+    _asker(num_masks="adaptive", mark=square, **named).flow(*video, points).confidence
+    for named in (dict(order="matched"), dict(order="release"), {})
+  )
+  np.testing.assert_array_equal(plain, told)
+  assert np.abs(plain - other).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def build(name: str, settings: Any) -> list[Any]:
     dtype=settings.dtype or None,
     attention_dtype=settings.attention_dtype or None,
     memory_budget=settings.memory_budget or None,
-    order=settings.order,
+    order=settings.order or None,
     average=settings.average,
   )
   return spread.one_each(load)
