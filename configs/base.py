@@ -222,6 +222,9 @@ def get_config() -> ConfigDict:
   b.tracker = "mm4"  # as in evaluate.trackers
   b.pairs = 4096
   b.points = 16  # a pair
+  # In one pass; with more than 1 the points are an even grid (see counterfactual/many.py), and
+  # evaluate.trackers' mm<N> takes N masks for each.
+  b.marks = 1
   b.image_hw = (128, 128)  # pixels of the pairs as they are asked about and kept
   b.round_trip = False  # ask from the answer back too, at twice the cost
   b.shard_pairs = 64  # what a kill may lose of a process's work

@@ -193,11 +193,11 @@ class FlowEngine:
 
   def ask_grid(
     self, pair: tuple[Frame, Frame], points_xy: np.ndarray, video_hw: tuple[int, int], **_: Any
-  ) -> np.ndarray:
+  ) -> PointFlow:
     """Destinations of a grid of points [gy, gx, 2]; a flow network has no marks to share."""
     flat = points_xy.reshape(-1, 2)
     found = self.ask([pair], np.zeros(len(flat), int), flat, video_hw).fetch()
-    return found.xy.reshape(points_xy.shape)
+    return PointFlow(*(v.reshape(*points_xy.shape[:2], *v.shape[1:]) for v in found))
 
   def passes(self) -> Passes:
     """None: a flow network is no predictor."""

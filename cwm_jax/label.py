@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import checkpoint, leaving, viz, writers
+from cwm_jax import checkpoint, label_answers, leaving, viz, writers
 from cwm_jax.data import labels, loader, rendering
 from cwm_jax.evals import named, spread
 from cwm_jax.progress import format_seconds
@@ -84,6 +84,12 @@ class _Job:
     self.settings = _settings(config)
     if min(label.pairs, label.points, label.shard_pairs) < 1:
       raise InputError("label.pairs, label.points and label.shard_pairs are 1 or more")
+    side = math.isqrt(label.points)
+    if label.marks < 1 or (label.marks > 1 and side * side != label.points):
+      raise InputError(
+        f"label.marks is {label.marks} and label.points {label.points}; with several marks points "
+        "lie on a square grid, such as 1024"
+      )
     if label.shard_pairs % config.data.batch_size:
       raise InputError(
         f"label.shard_pairs is {label.shard_pairs}, which is no multiple of data.batch_size, "
@@ -106,6 +112,8 @@ class _Job:
     if not missing:
       return
     workers = named.build(self._label.tracker, self._config.evaluate)
+    if self._label.marks > 1 and not hasattr(workers[0], "flow_grid"):
+      raise InputError(f"{self._label.tracker} paints no marks: set label.marks to 1")
     render = _make_render(self._config)
     # Random access: every process can read every batch.
     data = loader.make_loader(
@@ -172,46 +180,14 @@ class _Job:
       if leave.signalled:
         return None
       start = stretch.start + batch * size
-      return list(_ask(worker, pairs[batch], start, self._label, self._config.seed))
+      return list(
+        label_answers.records(worker, pairs[batch], start, self._label, self._config.seed)
+      )
 
     found = dict(spread.work_through(ask, range(len(pairs)), workers))
     if leave.signalled:
       return None
     return [record for batch in range(len(pairs)) for record in found[batch]]
-
-
-def _ask(tracker: Any, pairs: np.ndarray, start: int, label: Any, seed: int) -> Iterator[Record]:
-  """A tracker's answers about drawn points of some pairs, uint8 [P, 2, H, W, 3]."""
-  h, w = size_hw = pairs.shape[2:4]
-  points = np.stack(
-    [draw_points(np.random.default_rng([seed, start + i]), label.points, size_hw)
-     for i in range(len(pairs))]
-  )  # fmt: skip
-  there = tracker.pairs(pairs, points)
-  away = np.zeros(points.shape[:2], np.float32)
-  if label.round_trip:
-    inside = ((there.xy >= 0) & (there.xy <= (w, h))).all(axis=-1)
-    back = tracker.pairs(pairs[:, ::-1], np.clip(there.xy, 0, (w, h)))
-    away = np.where(inside, np.linalg.norm(back.xy - points, axis=-1), np.inf)
-  for i in range(len(pairs)):
-    yield dict(
-      index=np.int64(start + i),
-      pair=pairs[i],
-      points_xy=points[i],
-      flow_xy=(there.xy[i] - points[i]).astype(np.float32),
-      confidence=there.confidence[i].astype(np.float32),
-      visible=there.visible[i],
-      round_trip=away[i].astype(np.float32),
-    )
-
-
-def draw_points(random: np.random.Generator, count: int, size_hw: tuple[int, int]) -> np.ndarray:
-  """Pixel centres float32 [count, 2], (x, y), each in a cell of its own of a square grid."""
-  side = int(np.ceil(np.sqrt(count)))
-  cells = random.permutation(side * side)[:count]
-  within = random.random((count, 2))
-  share_xy = (np.stack([cells % side, cells // side], axis=-1) + within) / side
-  return (np.floor(share_xy * size_hw[::-1]) + 0.5).astype(np.float32)
 
 
 def kept(record: Record, label: Any) -> dict[str, np.ndarray]:

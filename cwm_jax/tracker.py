@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import geometry, tracking
+from cwm_jax import explanations, tracking
 from cwm_jax.counterfactual import adaptive, adaptive_engine, compiled, engine, perturb
-from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.counterfactual.pending import Passes
 from cwm_jax.types import Explanation, InputError, PointFlow, Prediction, Tracks
 
@@ -279,9 +277,7 @@ class Tracker:
     """Flow on a grid: the centre of every `stride` x `stride` cell that fits into the frame.
 
     Args:
-      marks: in one pass, told apart as `counterfactual.many` says, with a pass a mask and point.
-      votes: width of neighbours' votes, in patches; None lets none vote on answers to single marks,
-        and takes 1 where there are several.
+      marks, votes: see `flow_grid`; with one mark and no votes it is `flow`.
 
     Returns:
       flow_xy float32 [h, w, 2], (dx, dy) in pixels, and points_xy [h, w, 2], where it starts.
@@ -289,16 +285,37 @@ class Tracker:
     Raises:
       InputError: frames, a stride or marks that cannot be used; marks beside zoom or "release".
     """
-    h, w = tracking.check_image(frame1).shape[:2]
-    points = tracking.grid((h, w), stride)
-    votes = float(marks > 1) if votes is None else votes
+    points = tracking.grid(tracking.check_image(frame1).shape[:2], stride)
     if marks == 1 and not votes:
       answer = self.flow(frame1, frame2, points.reshape(-1, 2))
       return answer.xy.reshape(points.shape) - points, points
+    return self.flow_grid(frame1, frame2, points, marks=marks, votes=votes).xy - points, points
+
+  def flow_grid(
+    self, frame1: Any, frame2: Any, points_xy: Any, *, marks: int = 16, votes: float | None = None
+  ) -> PointFlow:
+    """Where the points of an even grid are in frame 2, several of them marked in each pass.
+
+    Args:
+      frame1, frame2: uint8 [H, W, 3].
+      points_xy: [gy, gx, 2], row by row, at even steps.
+      marks: in one pass, told apart as `counterfactual.many` says, with a pass a mask and point.
+      votes: width of neighbours' votes, in patches; None lets none vote on answers to single marks,
+        and takes 1 where there are several.
+
+    Returns:
+      PointFlow of NumPy arrays: xy [gy, gx, 2], visible [gy, gx] (True: with several marks it
+      cannot be told), confidence [gy, gx], of the votes.
+
+    Raises:
+      InputError: as `dense_flow`.
+    """
+    points = tracking.read_grid(points_xy)
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
-    found_xy = self._engine.ask_grid((one, two), points, video_hw, marks=marks, votes=votes)
-    return found_xy - points, points
+    tracking.check_inside(points.reshape(-1, 2), video_hw)
+    votes = float(marks > 1) if votes is None else votes
+    return self._engine.ask_grid((one, two), points, video_hw, marks=marks, votes=votes)
 
   def explain(self, frame1: Any, frame2: Any, point_xy: Any) -> Explanation:
     """One question with everything in between, on the whole frame (zoom's rounds are left out).
@@ -359,24 +376,8 @@ class Tracker:
     two, video_hw = self._frame(frame2, video_hw)
     point = np.asarray(point_xy, np.float32).reshape(-1)
     tracking.check_inside(point[None], video_hw)
-    for so_far in self._engine.explain((one, two), point, video_hw, masks_at_once=masks_at_once):
-      marked, clean, answers, response, answer = so_far
-      masks = self._engine.masks[0, : len(clean), 1]
-      hidden = masks_lib.patches_to_pixels(masks, self._engine.patch)[..., None]
-      shown = (geometry.unnormalise(jnp.where(hidden, p, two.small)) for p in (clean, answers))
-      clean_rgb, counterfact_rgb = map(np.asarray, shown)
-      yield Explanation(
-        mark=np.asarray(marked - one.small),
-        marked=np.asarray(geometry.unnormalise(marked)),
-        masks=np.asarray(masks),
-        clean=clean_rgb,
-        counterfact=counterfact_rgb,
-        responses=np.asarray(jnp.sum(jnp.abs(answers - clean), axis=-1)),
-        mean=np.asarray(response.heat[0]),
-        from_xy=point,
-        to_xy=np.asarray(answer.xy[0]),
-        visible=np.asarray(answer.visible[0]),
-      )
+    asked = (self._engine, (one, two), point, video_hw)
+    return explanations.growing(*asked, masks_at_once=masks_at_once)
 
   def _frames(
     self, video: Iterable[Any], points_xy: np.ndarray

@@ -59,6 +59,25 @@ def grid(size_hw: tuple[int, int], stride: int) -> Float[np.ndarray, "gy gx 2"]:
   return np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32) * stride
 
 
+def read_grid(points_xy: Any) -> Float[np.ndarray, "gy gx 2"]:
+  """Points that lie on an even grid, row by row.
+
+  Raises:
+    InputError: they do not.
+  """
+  points = np.asarray(points_xy, np.float32)
+  if points.ndim != 3 or points.shape[2] != 2 or not points.size:
+    raise InputError(f"a grid of points (x, y) is [rows, columns, 2], not {list(points.shape)}")
+  x, y = np.moveaxis(points, -1, 0)
+  even = all(
+    np.allclose(lines, np.linspace(lines[0, 0], lines[0, -1], lines.shape[1]), rtol=0, atol=1e-2)
+    for lines in (x, y.T)
+  )
+  if not even:
+    raise InputError("the points of a grid lie at even steps, row by row and column by column")
+  return points
+
+
 def check_inside(points_xy: np.ndarray, size_hw: tuple[int, int]) -> None:
   """Raises InputError unless all points (x, y) lie in an image of that size."""
   h, w = size_hw

@@ -17,8 +17,8 @@ RANKS = {
   **dict.fromkeys(["models", "data", "counterfactual", "viz", "sharding", "optim"], 1),
   **dict.fromkeys(["checkpoint", "writers", "progress", "leaving", "step"], 1),
   "pretrained": 2,
-  **dict.fromkeys(["tracker", "flow_tracker", "tracking", "loading", "tasks"], 3),
-  **dict.fromkeys(["evals", "programs"], 4),
+  **dict.fromkeys(["tracker", "flow_tracker", "tracking", "loading", "explanations", "tasks"], 3),
+  **dict.fromkeys(["evals", "programs", "label_answers"], 4),
   **dict.fromkeys(["train", "evaluate", "label", "prepare"], 5),
   **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),
   **dict.fromkeys(
@@ -39,7 +39,7 @@ RANKS = {
   ),
 }
 # Rooms of more than one file outside a folder: the tracker's two kinds and how they follow.
-SAME_ROOM = {"tracker", "flow_tracker", "tracking", "loading"}
+SAME_ROOM = {"tracker", "flow_tracker", "tracking", "loading", "explanations"}
 # Data only; anyone may read what lies there.
 UNRANKED = {"weights", "configs", "third_party"}
 # The package's front door names every room, lazily.

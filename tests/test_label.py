@@ -8,10 +8,12 @@ import jax
 import label_job
 import numpy as np
 import pytest
+import toy_predictors
 
-from cwm_jax import label, prepare, viz
+from cwm_jax import label, label_answers, prepare, viz
 from cwm_jax.data import clips, labels, procedural, rendering
 from cwm_jax.evals import named, spread
+from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError, PointFlow
 
 
@@ -129,7 +131,12 @@ def test_other_settings_are_refused_by_name(whole):
 
 @pytest.mark.parametrize(
   "change, told",
-  [({"shard_pairs": 3}, "no multiple of data.batch_size"), ({"pairs": 0}, "are 1 or more")],
+  [
+    ({"shard_pairs": 3}, "no multiple of data.batch_size"),
+    ({"pairs": 0}, "are 1 or more"),
+    ({"marks": 4, "points": 5}, "square grid"),
+    ({"marks": 4, "points": 4}, "zero paints no marks"),
+  ],
 )
 def test_settings_that_cannot_be_are_a_sentence(change, told, tmp_path):
   config = label_job.get_config()
@@ -145,7 +152,7 @@ def test_filters_keep_what_is_sure_and_comes_back_and_their_shares_are_told(tmp_
   )
   asked = []
 
-  class Tracker:
+  class Says:
     """Says that all moves 2 pixels to the right, and then half a pixel to the left."""
 
     def pairs(self, frames, points_xy):
@@ -155,7 +162,7 @@ def test_filters_keep_what_is_sure_and_comes_back_and_their_shares_are_told(tmp_
       everywhere = np.ones(points_xy.shape[:2], bool)
       return PointFlow(points_xy + step, everywhere, np.where(everywhere, sure, 0))
 
-  monkeypatch.setattr(named, "build", lambda name, settings: [Tracker()])
+  monkeypatch.setattr(named, "build", lambda name, settings: [Says()])
   overall = label.run(config, tmp_path)["overall"]
   there, back = asked
   np.testing.assert_array_equal(there[:, ::-1], back)
@@ -172,7 +179,38 @@ def test_filters_keep_what_is_sure_and_comes_back_and_their_shares_are_told(tmp_
   assert overall["kept"] == pytest.approx(np.mean(passed))
 
 
+def test_several_marks_a_pass_label_an_even_grid_there_and_back(tmp_path, monkeypatch):
+  config = label_job.get_config()
+  config.label.update(pairs=2, points=64, marks=4, shard_pairs=2, round_trip=True)
+  tracker = Tracker(
+    toy_predictors.shifted_by(1, 2),
+    image_hw=(16, 16),
+    patch=4,
+    num_masks=8,
+    mask_ratio=0.75,
+    mark={"kind": "gaussian", "amplitude": 1.0, "sigma": 0.7},
+    readout="window",
+  )
+  monkeypatch.setattr(named, "build", lambda name, settings: [tracker])
+  label.run(config, tmp_path)
+  # Forward and back, 8 rounds of 16 marked passes.
+  assert tracker.passes == (2 * 2 * 8 * 16, 2 * 2 * 8)
+  centres = np.arange(8) * 2 + 1.0
+  for record in label_job.records(tmp_path):
+    grid = record["points_xy"].reshape(8, 8, 2)
+    np.testing.assert_array_equal(grid, np.stack(np.meshgrid(centres, centres), axis=-1))
+    inner = np.s_[1:-3, 1:-3]
+    flow = record["flow_xy"].reshape(8, 8, 2)[inner]
+    assert np.abs(np.median(flow, axis=(0, 1)) - (2, 1)).max() < 0.2
+    # The toy moves everything the same way whichever frame comes first.
+    away = record["round_trip"].reshape(8, 8)[inner]
+    assert abs(np.median(away) - np.hypot(4, 2)) < 0.3
+    # What leaves the frame cannot come back.
+    gone = (record["points_xy"] + record["flow_xy"] > 16).any(axis=-1)
+    np.testing.assert_array_equal(np.isinf(record["round_trip"]), gone)
+
+
 def test_points_lie_in_cells_of_their_own():
-  points = label.draw_points(np.random.default_rng(0), 16, (64, 32))
+  points = label_answers.draw_points(np.random.default_rng(0), 16, (64, 32))
   assert len({(int(x // 8), int(y // 16)) for x, y in points}) == 16
-  assert label.draw_points(np.random.default_rng(0), 5, (64, 32)).shape == (5, 2)
+  assert label_answers.draw_points(np.random.default_rng(0), 5, (64, 32)).shape == (5, 2)

@@ -94,6 +94,25 @@ def test_a_grid_asked_with_many_marks_is_that_asked_one_by_one():
       _asker(num_masks=2, **named).dense_flow(*video, stride=4, marks=6)
 
 
+def test_a_grid_may_lie_anywhere_but_is_even():
+  asker = _asker(num_masks=12)
+  grid = np.stack(np.meshgrid(np.arange(12.0, 50, 3), np.arange(9.0, 36, 3)), axis=-1)
+  found = asker.flow_grid(*_moving_video(), grid, marks=4)
+  assert found.xy.shape == (9, 13, 2) and found.visible.all()
+  assert found.confidence.shape == (9, 13) and (found.confidence[2:-2, 2:-2] > 0.5).all()
+  np.testing.assert_allclose(found.xy[2:-2, 2:-2], grid[2:-2, 2:-2] + (4, 2), atol=0.5)
+  crooked = grid.copy()
+  crooked[4, 5] += 1
+  for points, said in (
+    (crooked, "even steps"),
+    (np.moveaxis(grid, 0, 1), "even steps"),
+    (grid.reshape(-1, 2), "rows, columns"),
+    (grid + 20, "lies outside"),
+  ):
+    with pytest.raises(InputError, match=said):
+      asker.flow_grid(*_moving_video(), points, marks=4)
+
+
 def test_neighbours_vote_where_they_are_on_a_grid_that_leaves_a_margin():
   # Cells of 5 pixels fill 45 of 48 rows and 60 of 64 columns.
   asker = _asker(num_masks=12)

@@ -203,8 +203,9 @@ def ask_grid(
   *,
   image_hw: tuple[int, int],
   **settings: Any,
-) -> Float[Array, "gy gx 2"]:
+) -> tuple[Float[Array, "gy gx 2"], Float[Array, "gy gx"]]:
   """`many.flow_grid` in pixels of the video."""
   placed = geometry.scale_points_xy(points_xy, video_hw, image_hw)
-  xy, _ = many.flow_grid(predict_fn, mark, jnp.stack(images), masks[0], dealt, placed, **settings)
-  return geometry.scale_points_xy(xy, image_hw, video_hw)
+  asked = (predict_fn, mark, jnp.stack(images), masks[0], dealt, placed)
+  xy, confidence = many.flow_grid(*asked, **settings)
+  return geometry.scale_points_xy(xy, image_hw, video_hw), confidence

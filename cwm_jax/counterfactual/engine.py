@@ -187,7 +187,7 @@ class Engine:
     *,
     marks: int,
     votes: float,
-  ) -> np.ndarray:
+  ) -> PointFlow:
     """Destinations of an even grid of points, several of them marked in each pass.
 
     A grid that memory does not hold at once is asked in several that lie between each other.
@@ -195,23 +195,24 @@ class Engine:
     Args:
       pair, video_hw: see `ask`.
       points_xy: float32 [gy, gx, 2], pixels of the frames as given.
-      marks, votes: see `Tracker.dense_flow`.
+      marks, votes: see `Tracker.flow_grid`.
 
     Returns:
-      [gy, gx, 2], pixels of the frames as given.
+      xy [gy, gx, 2], pixels of the frames as given; visible, True since it cannot be told; and
+      confidence [gy, gx].
 
     Raises:
       InputError: a number of marks that the grid cannot have, zoom, or the protocol "release".
     """
     if self.masks.shape[0] > 1 or self._release:
       raise InputError("several marks a pass look at whole frames: no zoom, no protocol 'release'")
-    found_xy = np.empty_like(points_xy)
+    found_xy, confidence = np.empty_like(points_xy), np.empty(points_xy.shape[:2], np.float32)
     most = self._memory_budget // many.bytes_a_point(self.image_hw)
     for part in many.parts(points_xy.shape[:2], most):
       part_xy = points_xy[part]
       settings = many.Settings(many.blocks(marks, part_xy.shape[:2]), self.masks.shape[1], votes)
       self._count(many.num_passes(part_xy.shape[:2], settings) - settings.rounds, settings.rounds)
-      found_xy[part] = compiled.ask_grid(
+      found_xy[part], confidence[part] = compiled.ask_grid(
         self._predict_fn,
         self._mark,
         [frame.small for frame in pair],
@@ -226,7 +227,7 @@ class Engine:
         readout=self._settings["readout"],
         inverse_temperature=self._settings["inverse_temperature"],
       )
-    return found_xy
+    return PointFlow(found_xy, np.ones(confidence.shape, bool), confidence)
 
   def passes(self) -> Passes:
     """How many passes all that was asked has taken."""
