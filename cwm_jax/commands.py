@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from cwm_jax import inputs, viz
+from cwm_jax import inputs, tracking, viz
 from cwm_jax.data import flowfiles, images
 from cwm_jax.pretrained import flow_networks, releases
 from cwm_jax.pretrained import weights as weights_file
 from cwm_jax.types import InputError
 
+_MARKS = 16  # in one pass, where a grid has points for them
 _SHOWN = 420  # longer side of a picture on a page, pixels
 
 
@@ -46,7 +47,8 @@ def flow(
   tracker = load_tracker(reading)
   start = time.perf_counter()
   if asked is None:
-    coarse_xy, at_xy = tracker.dense_flow(frame1, frame2, stride=stride)
+    marks = marks_for(size_hw, stride)
+    coarse_xy, at_xy = tracker.dense_flow(frame1, frame2, stride=stride, marks=marks)
     flow_xy = viz.spread(coarse_xy, at_xy, size_hw)
     length = np.hypot(*np.moveaxis(coarse_xy, -1, 0))
     flowfiles.write_flo(folder / "flow.flo", flow_xy)
@@ -83,6 +85,15 @@ def flow(
     f"median {np.median(length):.2f}"
   )
   report(facts, text + written(files), as_json=as_json)
+
+
+def marks_for(size_hw: tuple[int, int], stride: int) -> int:
+  """Marks in one pass for a grid of read-outs: 16, or 1 where points are few; see `dense_flow`.
+
+  Raises:
+    InputError: a stride that does not fit.
+  """
+  return _MARKS if tracking.grid(size_hw, stride)[..., 0].size >= 4 * _MARKS else 1
 
 
 def info(*, weights: str | None, as_json: bool) -> None:

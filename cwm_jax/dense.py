@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cwm_jax import commands, inputs, terminal, tracking, viz
+from cwm_jax import commands, inputs, terminal, viz
 from cwm_jax.data import flowfiles
 from cwm_jax.types import InputError
 
 _WRITERS = {"flo": flowfiles.write_flo, "png": flowfiles.write_kitti}
 _READERS = {"flo": flowfiles.read_flo, "png": flowfiles.read_kitti}
-_MARKS = 16  # in one pass
+_Timed = tuple[float, np.ndarray]  # a frame and its time in seconds
 _DRAWN = 98  # percentile of a frame's flow lengths that is drawn in full colour
 
 
@@ -34,7 +34,8 @@ def run(
 ) -> None:
   """Writes the flow from each frame to the one `gap` later, NNNNNN.flo or .png, and flow.mp4.
 
-  A field is read out every `stride` pixels and interpolated between. Every file is whole or absent,
+  A field is read out every `stride` pixels and interpolated between. A vector too long for KITTI's
+  format (512 pixels) is marked as not valid there. Every file is whole or absent,
   so that what an interrupted run leaves can be used; the same command begins anew.
 
   Args:
@@ -54,23 +55,24 @@ def run(
   folder = inputs.output_folder(out)
   tracker = commands.load_tracker(reading)
   if marks is None:
-    points = tracking.grid(clip.size_hw, stride)[..., 0].size
-    marks = _MARKS if points >= 4 * _MARKS else 1
+    marks = commands.marks_for(clip.size_hw, stride)
   start = time.perf_counter()
   written: list[Path] = []
   lengths: list[float] = []
+  times_s: list[float] = []
 
   def kept() -> str:
     return f"the first {len(written)} fields are in {folder}" if written else ""
 
   with terminal.keeping(kept):
     total = None if clip.length is None else max(0, clip.length - gap)
-    pairs = terminal.progress(_pairs(clip.frames(), gap), total=total, unit="fields")
-    for first, second in pairs:
+    pairs = terminal.progress(_pairs(clip.timed(), gap), total=total, unit="fields")
+    for (time_s, first), (_, second) in pairs:
       coarse_xy, at_xy = tracker.dense_flow(first, second, stride=stride, marks=marks)
       path = folder / f"{len(written):06d}.{form}"
       _write_whole(path, viz.spread(coarse_xy, at_xy, clip.size_hw))
       written.append(path)
+      times_s.append(time_s)
       lengths.append(float(np.percentile(np.hypot(*np.moveaxis(coarse_xy, -1, 0)), _DRAWN)))
   if not written:
     raise InputError(f"{video} has no two frames that are {gap} apart")
@@ -79,7 +81,7 @@ def run(
   if overlay:
     longest = max(float(np.median(lengths)) * 1.5, 1e-6)
     colours = (viz.flow_colours(_READERS[form](p)[0], longest=longest) for p in written)
-    files.append(viz.write_mp4(folder / "flow.mp4", colours, fps=clip.fps))
+    files.append(viz.write_mp4(folder / "flow.mp4", colours, fps=clip.fps, times_s=times_s))
   facts = {
     "fields": len(written),
     "gap": gap,
@@ -90,9 +92,9 @@ def run(
   commands.report(facts, text + commands.written(files), as_json=as_json)
 
 
-def _pairs(frames: Iterator[np.ndarray], gap: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pairs(frames: Iterator[_Timed], gap: int) -> Iterator[tuple[_Timed, _Timed]]:
   """Each frame with the one `gap` later; held are those in between."""
-  held: deque[np.ndarray] = deque(maxlen=gap + 1)
+  held: deque[_Timed] = deque(maxlen=gap + 1)
   for frame in frames:
     held.append(frame)
     if len(held) == gap + 1:
@@ -101,8 +103,10 @@ def _pairs(frames: Iterator[np.ndarray], gap: int) -> Iterator[tuple[np.ndarray,
 
 def _write_whole(path: Path, flow_xy: np.ndarray) -> None:
   partial = path.with_name(f"{path.name}.partial")
+  form = path.suffix[1:]
+  valid = flowfiles.fits_kitti(flow_xy) if form == "png" else None
   try:
-    _WRITERS[path.suffix[1:]](partial, flow_xy)
+    _WRITERS[form](partial, flow_xy, valid)
     os.replace(partial, path)
   except OSError as error:
     raise InputError(f"cannot write {path}: {error.strerror or error}") from None

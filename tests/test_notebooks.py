@@ -93,6 +93,9 @@ def test_a_notebook_is_valid_and_its_outputs_are_stripped(name):
   content = book(name)
   assert (content["nbformat"], content["nbformat_minor"]) == (4, 5)
   assert set(content) == {"cells", "metadata", "nbformat", "nbformat_minor"}
+  assert content["cells"][0]["source"][0].startswith("# ")  # the title, the only one
+  later = [cell["source"] for cell in content["cells"][1:] if cell["cell_type"] == "markdown"]
+  assert not any(line.startswith("# ") for source in later for line in source)
   ids = [cell["id"] for cell in content["cells"]]
   assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[\w-]{1,64}", id) for id in ids)
   for cell in content["cells"]:

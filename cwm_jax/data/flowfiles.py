@@ -109,6 +109,15 @@ def read_kitti(path: str | os.PathLike[str]) -> Flow:
   return np.where(valid[..., None], flow, np.float32(0)), valid
 
 
+def fits_kitti(flow_xy: Float[np.ndarray, "h w 2"]) -> Bool[np.ndarray, "h w"]:
+  """Which vectors KITTI's format can hold: those within [-512, 512) pixels."""
+  return np.all((_scaled(flow_xy) >= 0) & (_scaled(flow_xy) < 2**16), axis=-1)
+
+
+def _scaled(flow_xy: np.ndarray) -> np.ndarray:
+  return np.round(flow_xy * _KITTI_SCALE) + _KITTI_ZERO
+
+
 def write_kitti(
   path: str | os.PathLike[str],
   flow_xy: Float[np.ndarray, "h w 2"],
@@ -121,10 +130,10 @@ def write_kitti(
   """
   height, width = flow_xy.shape[:2]
   valid = np.ones((height, width), bool) if valid is None else valid
-  scaled = np.round(np.where(valid[..., None], flow_xy, 0) * _KITTI_SCALE) + _KITTI_ZERO
-  if not np.all((scaled >= 0) & (scaled < 2**16)):
+  if not fits_kitti(flow_xy)[valid].all():
     raise InputError(f"{shown(path)}: flow beyond 512 pixels does not fit KITTI's format; use .flo")
-  stored = np.concatenate([np.where(valid[..., None], scaled, 0), valid[..., None]], axis=-1)
+  scaled = np.where(valid[..., None], _scaled(flow_xy), 0)
+  stored = np.concatenate([scaled, valid[..., None]], axis=-1)
   encoder = av.CodecContext.create("png", "w")
   encoder.width, encoder.height, encoder.pix_fmt = width, height, "rgb48be"
   encoder.time_base = Fraction(1)

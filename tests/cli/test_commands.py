@@ -89,7 +89,7 @@ def test_flow_writes_a_flo_file_of_the_images_size_and_a_picture(
   assert flow_xy.shape == (40, 56, 2) and valid.all()
   first, second = (images.read_image(frame_paths[i]) for i in (0, 2))
   tracker = Tracker.load(weights_path, num_masks=2, readout="window")
-  coarse, at = tracker.dense_flow(first, second, stride=8)
+  coarse, at = tracker.dense_flow(first, second, stride=8)  # few points: one mark a pass
   # A read-out lies between pixels 3 and 4 of its cell, so it is the mean of the four round it.
   four = flow_xy[3:5, 3:5].mean((0, 1))
   np.testing.assert_array_equal(at[0, 0], [4, 4])
