@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import command_line
 import numpy as np
@@ -68,9 +67,10 @@ def test_thirty_lines_from_the_readme_run_the_first_time(tmp_path):
   assert np.load(out)["xy"].shape == (6, 4, 2)
 
 
-def test_the_readmes_example_runs_as_it_is_written(tmp_path):
-  readme = (Path(__file__).parent.parent / "README.md").read_text()
-  (example,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+def _run_example(page, tmp_path):
+  """A page's example, as it is written, beside a clip.mp4."""
+  text = (tiny_job.ROOT / page).read_text()
+  (example,) = re.findall(r"^```python\n(import .*?)^```$", text, re.MULTILINE | re.DOTALL)
   assert len(example.splitlines()) <= 12
   viz.write_mp4(tmp_path / "clip.mp4", command_line.frames(6, 64, 96), fps=10)
   done = subprocess.run(
@@ -81,5 +81,14 @@ def test_the_readmes_example_runs_as_it_is_written(tmp_path):
     env=tiny_job.environment(XLA_FLAGS=tiny_job.QUICK),
   )
   assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def test_the_readmes_example_runs_as_it_is_written(tmp_path):
   # Two tracks and a flow, as arrays of two numbers each, among the rest.
-  assert len(re.findall(r"\[ *-?\d+\.\d* +-?\d+\.\d*\]", done.stdout)) >= 4
+  said = _run_example("README.md", tmp_path)
+  assert len(re.findall(r"\[ *-?\d+\.\d* +-?\d+\.\d*\]", said)) >= 4
+
+
+def test_the_example_of_a_counterfactual_of_ones_own_runs_as_it_is_written(tmp_path):
+  assert _run_example("cwm_jax/counterfactual/segments.md", tmp_path).strip() == "(64, 64)"
