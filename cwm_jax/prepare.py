@@ -100,7 +100,7 @@ def prepare(
   shards = [
     _Shard(os.fspath(work), i, root, paths[i::count], how, frozenset()) for i in range(count)
   ]
-  left = [shard for shard in shards if not _note(shard).exists()]
+  left = [shard for shard in shards if _stored(shard) is None]
   log.info("%d videos, %d shards, of which %d are left", len(paths), count, len(left))
   _write_all(left, workers, done=count - len(left), count=count)
   _finish(folder, [json.loads(_note(shard).read_text()) for shard in shards], begun)
@@ -181,6 +181,9 @@ def _write(shard: _Shard) -> dict[str, Any]:
         note["skipped"].append(dict(path=name, why=why, after_clips=cut))
     writer.close()
     note["bytes"], note["sha256"] = partial.stat().st_size, _sha256(partial)
+    # A power cut must not leave a name without what belongs there.
+    with open(partial, "rb") as file:
+      os.fsync(file.fileno())
     os.replace(partial, _records(shard))
     _replace(_note(shard), note)
   # ArrayRecord tells of a full disk by a RuntimeError.
@@ -245,12 +248,19 @@ def _is_done(folder: Path, begun: dict[str, Any]) -> bool:
 def _begin(path: Path, begun: dict[str, Any]) -> None:
   """Notes what is prepared here. Raises InputError when that is something else."""
   if path.exists():
-    stored = json.loads(path.read_text())
+    try:
+      stored = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+      raise InputError(
+        f"{path} is damaged, so nobody knows what was begun there: delete {path.parent.parent} and "
+        "give the same command again"
+      ) from None
     changed = [key for key in begun if stored.get(key) != begun[key]]
     if changed:
       raise InputError(
         f"{path.parent.parent} was begun with other {', '.join(changed)}; take another folder"
       )
+    return
   _replace(path, begun)
 
 
@@ -270,8 +280,19 @@ def _sha256(path: str | os.PathLike) -> str:
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
   partial = path.with_suffix(".partial-json")
-  partial.write_text(json.dumps(content, indent=1) + "\n")
+  with open(partial, "w", encoding="utf-8") as file:
+    file.write(json.dumps(content, indent=1) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
   os.replace(partial, path)
+
+
+def _stored(shard: _Shard) -> dict[str, Any] | None:
+  """A shard's note; None where the shard must be written, or written again after a power cut."""
+  try:
+    return json.loads(_note(shard).read_text())
+  except (OSError, ValueError):
+    return None
 
 
 def _records(shard: _Shard) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,7 @@ def test_the_manifest_counts_hashes_and_tells_what_was_skipped_and_why(whole, vi
   assert "lasts 0.10 s" in why["7.mp4"] and "8.mp4" in why["8.mp4"]
 
 
-# Prepares with two workers; is killed as by `kill -9` in the middle of the second shard.
+# Prepares without workers; is killed as by `kill -9` in the middle of the second shard.
 KILLED = """
 import os, signal, sys
 from cwm_jax.data import clips
@@ -123,6 +124,99 @@ def test_a_run_killed_in_a_shard_goes_on_to_the_same_files(whole, videos, tmp_pa
   assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
+# Prepares with two workers. The first time, the one that comes to the third shard has their parent
+# killed as by `kill -9`; a worker comes to it when another shard is done.
+PARALLEL = """
+import os, signal, sys, time
+from cwm_jax.data import clips
+import test_prepare
+
+cut = clips.cut
+
+def cut_or_kill(path, how):
+  killed = os.path.join(os.path.dirname(__file__), "killed")
+  if path.endswith("5.mp4") and not os.path.exists(killed):
+    open(killed, "w").close()
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)  # what is left without its parent ends by itself, sooner
+  return cut(path, how)
+
+clips.cut = cut_or_kill
+if __name__ == "__main__":
+  test_prepare.run(*sys.argv[1:], workers=2)
+"""
+
+
+def run_file(script, *arguments):
+  """Runs a file of Python to its end, and that of all processes it started."""
+  return subprocess.run(
+    [sys.executable, str(script), *map(str, arguments)],
+    env=tiny_job.environment(),
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
+
+
+def test_two_workers_killed_with_their_parent_go_on_to_the_same_files(whole, videos, tmp_path):
+  script, out = tmp_path / "parallel.py", tmp_path / "out"  # workers import it anew
+  script.write_text(PARALLEL)
+  killed = run_file(script, videos, out)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+  work = out / "clips" / "1.0.0" / "unfinished"
+  noted = sorted(path.stem for path in work.glob("0*.json"))
+  assert noted and "00002" not in noted and (work / "00002.partial").exists()
+  kept = {name: (work / f"{name}.array_record").stat().st_mtime_ns for name in noted}
+  again = run_file(script, videos, out)
+  assert again.returncode == 0, again.stderr[-2000:]
+  folder = out / "clips" / "1.0.0"
+  assert files(folder) == files(whole)
+  for name, written in kept.items():  # not written again
+    assert (folder / clips.shard_name(int(name), 3)).stat().st_mtime_ns == written
+
+
+def test_a_note_that_a_power_cut_left_short_is_as_none_and_its_shard_is_written_again(
+  whole, videos, tmp_path, monkeypatch
+):
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(prepare, "_finish", stop)
+    with pytest.raises(KeyboardInterrupt):
+      run(videos, tmp_path)
+  work = tmp_path / "clips" / "1.0.0" / "unfinished"
+  for name, left in (("00000", ""), ("00001", (work / "00001.json").read_text()[:40])):
+    (work / f"{name}.json").write_text(left)
+    (work / f"{name}.array_record").write_bytes(b"")
+  assert files(run(videos, tmp_path)) == files(whole)
+  # Without what was begun, no shard can be told from another dataset's.
+  damaged = tmp_path / "other" / "clips" / "1.0.0" / "unfinished" / "begun.json"
+  damaged.parent.mkdir(parents=True)
+  damaged.write_text('{"how": {')
+  with pytest.raises(InputError, match="begun.json is damaged"):
+    run(videos, tmp_path / "other")
+
+
+def test_what_gets_its_name_is_on_the_disk_first(videos, tmp_path, monkeypatch):
+  synced, named, replace, fsync = set(), [], os.replace, os.fsync
+
+  def sync(descriptor):
+    synced.add(os.fstat(descriptor).st_ino)
+    fsync(descriptor)
+
+  def rename(old, new):
+    named.append((os.path.basename(new), os.stat(old).st_ino in synced))
+    replace(old, new)
+
+  monkeypatch.setattr(os, "fsync", sync)
+  monkeypatch.setattr(os, "replace", rename)
+  run(videos / "0.mp4", tmp_path)
+  first = dict(reversed(named))  # as it was named at first; a shard is moved once more
+  for name in ("begun.json", "00000.array_record", "00000.json", "manifest.json"):
+    assert first[name], name
+
+
 # Prepares with two workers, of which any that reads 4.mp4 dies as of a fault in a decoder.
 DEADLY = """
 import os, signal, sys
@@ -147,13 +241,7 @@ def test_workers_write_the_same_and_a_video_that_ends_them_is_left_out_by_name(
 ):
   script = tmp_path / "deadly.py"  # workers import it anew
   script.write_text(DEADLY)
-  done = subprocess.run(
-    [sys.executable, str(script), str(videos), str(tmp_path / "out")],
-    env=tiny_job.environment(),
-    capture_output=True,
-    text=True,
-    timeout=200,
-  )
+  done = run_file(script, videos, tmp_path / "out")
   assert done.returncode == 0, done.stderr[-3000:]
   folder = tmp_path / "out" / "clips" / "1.0.0"
   manifest = json.loads((folder / "manifest.json").read_text())
