@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,12 +61,15 @@ _MAY_GROW += ("scenes", "prediction", "segments")
 
 
 class _Job(NamedTuple):
-  """A data set: its table's columns, its rows, what measures a row, and pictures of all rows."""
+  """A data set: its table's columns, its rows, what measures a row, and pictures of all rows.
+
+  rows: {row: of whose answers it is made}, see `named.origin`.
+  """
 
   columns: Iterable[tuple[str, str, bool]]
-  rows: tuple[str, ...]
+  rows: Mapping[str, str]
   measure: Callable[[str], dict[str, float]]
-  figures: Callable[[tuple[str, ...]], dict[str, np.ndarray]] = lambda rows: {}
+  figures: Callable[[Sequence[str]], dict[str, np.ndarray]] = lambda rows: {}
 
 
 def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dict[str, float]]]:
@@ -93,22 +96,22 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dic
       "segments"
     )
   stored = _Stored(workdir / RESULTS, settings.to_dict())
-  # What is stored is not measured again, so no row of an earlier run is made again either.
+  # What is stored is not measured again, unless of other weights.
   most = max(len(job.rows) for job in jobs.values())
   writer = writers.create(workdir, just_logging=jax.process_index() > 0, resume_step=most)
   for data_set, job in jobs.items():
-    for step, name in enumerate(job.rows):
-      if name in stored.numbers.get(data_set, {}):
+    for step, (name, origin) in enumerate(job.rows.items()):
+      if stored.holds(data_set, name, origin):
         continue
       _LOG.info("%s: %s", data_set, name)
       started = time.monotonic()
       numbers = job.measure(name)
       numbers["seconds"] = time.monotonic() - started
-      stored.add(data_set, name, numbers)
+      stored.add(data_set, name, numbers, origin)
       known = {k: v for k, v in numbers.items() if not math.isnan(v)}
       writer.write_scalars(step, {f"{data_set}/{name}/{k}": v for k, v in known.items()})
     if jax.process_index() == 0:
-      pictures = {name: picture[None] for name, picture in job.figures(job.rows).items()}
+      pictures = {name: picture[None] for name, picture in job.figures(tuple(job.rows)).items()}
       writer.write_images(len(job.rows), pictures)
       print(f"\n{data_set}\n{table(stored.numbers[data_set], job.columns, job.rows)}", flush=True)
   writer.flush()
@@ -127,8 +130,9 @@ def table(
 
 
 class _Stored:
-  """results.json: the settings it was made with and {data set: {tracker: numbers}}.
+  """results.json: the settings it was made with, {data set: {tracker: numbers}}, and origins.
 
+  A tracker's origin (see `named.origin`) tells whether a file of the same name is the same file.
   The first process reads and writes the file; all processes hold the same numbers.
   """
 
@@ -139,21 +143,37 @@ class _Stored:
     if "error" in found:
       raise InputError(found["error"])
     self.numbers: dict[str, dict[str, dict[str, float]]] = found["numbers"]
+    self._origins: dict[str, dict[str, str]] = found["origins"]
     self._write()
 
-  def add(self, data_set: str, tracker: str, numbers: dict[str, float]) -> None:
+  def holds(self, data_set: str, tracker: str, origin: str) -> bool:
+    """Whether a row is there, of these very weights; says where it is of others."""
+    if tracker not in self.numbers.get(data_set, {}):
+      return False
+    if self._origins.get(data_set, {}).get(tracker, "") == origin:
+      return True
+    _LOG.warning(
+      "%s: the stored numbers of %s are of other weights; it is measured again", data_set, tracker
+    )
+    return False
+
+  def add(self, data_set: str, tracker: str, numbers: dict[str, float], origin: str) -> None:
     self.numbers.setdefault(data_set, {})[tracker] = numbers
+    self._origins.setdefault(data_set, {})[tracker] = origin
     self._write()
 
   def _read(self) -> dict[str, Any]:
     if not self._path.is_file():
-      return {"numbers": {}}
+      return {"numbers": {}, "origins": {}}
     try:
       found = json.loads(self._path.read_text())
       settings = found["settings"]
-      numbers = {name: dict(rows) for name, rows in found["numbers"].items()}
+      numbers, origins = (
+        {name: dict(rows) for name, rows in found.get(part, {}).items()}
+        for part in ("numbers", "origins")
+      )
     except (ValueError, KeyError, TypeError, AttributeError):
-      return {"error": f"{self._path} is damaged; delete it or take another --workdir"}
+      return {"error": f"{self._path} is damaged; delete it or take another folder"}
     changed = [k for k in settings if settings[k] != self._settings.get(k) and k not in _MAY_GROW]
     changed += [k for k in self._settings if k not in settings and k not in _MAY_GROW]
     # A folder may be added to those evaluated, but answers about one are not those about another.
@@ -163,17 +183,17 @@ class _Stored:
     if changed:
       return {
         "error": f"{self._path} holds results with other settings ({', '.join(changed)}); "
-        "take another --workdir"
+        "take another folder"
       }
     for key in ("tapvid", "flow_pairs"):
       self._settings[key] = self._settings[key] or settings.get(key, "")
-    return {"numbers": numbers}
+    return {"numbers": numbers, "origins": origins}
 
   def _write(self) -> None:
     if jax.process_index() > 0:
       return
     partial = self._path.with_suffix(".partial")
-    content = {"settings": self._settings, "numbers": self.numbers}
+    content = {"settings": self._settings, "numbers": self.numbers, "origins": self._origins}
     partial.write_text(json.dumps(content, indent=1))
     os.replace(partial, self._path)
 
@@ -181,10 +201,9 @@ class _Stored:
 def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
   """{data set: how it is evaluated}."""
   jobs = {}
-  names = {_row(name): name for name in settings.trackers}
-  if len(names) < len(settings.trackers):
-    raise InputError("two of evaluate.trackers have one name, by which their results would be kept")
-  rows = tuple(names)
+  names = _rows(settings.trackers)
+  origin = functools.cache(lambda name: named.origin(name, settings))
+  rows = _agreed({row: origin(name) for row, name in names.items()})
   built = functools.cache(lambda row: named.build(names[row], settings))
   if settings.scenes:
     # Drawn once for all trackers; 0.4 MB a scene.
@@ -215,7 +234,7 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
     )
 
     def on_clips(name, job=job):
-      return job.measure(name, built(name))
+      return job.measure(name, built(name), origin=rows[name])
 
     jobs[f"tapvid/{job.title}"] = _Job(_TAPVID, rows, on_clips, job.figures)
   if settings.prediction:
@@ -231,10 +250,11 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
       )
 
     title = f"prediction[{settings.prediction}]"
-    jobs[title] = _Job(_PREDICTION, ("predictor",), on_frames)
+    predictor = _agreed({"predictor": origin("mm1")})
+    jobs[title] = _Job(_PREDICTION, predictor, on_frames)
   if settings.segments:
     # Baselines and flow networks have nothing that could be asked.
-    asked = tuple(row for row in rows if named.number_of_masks(names[row]) is not None)
+    asked = {row: rows[row] for row in rows if named.number_of_masks(names[row]) is not None}
     if not asked:
       raise InputError("evaluate.segments asks predictors: name mm<N> in evaluate.trackers")
 
@@ -245,6 +265,35 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
   return jobs
 
 
-def _row(name: str) -> str:
-  """What a tracker is called in tables and folders: of a weights file, the file's name."""
-  return Path(name).stem if name.endswith(".safetensors") else name
+def _rows(trackers: Sequence[str]) -> dict[str, str]:
+  """{what a tracker is called in tables and folders: the tracker}.
+
+  A weights file is called by its name, or, as every training writes a `model.safetensors`, by its
+  folder's and its own where two of them have one name.
+
+  Raises:
+    InputError: two would be called the same.
+  """
+  files = {
+    name: Path(name).absolute().with_suffix("").parts
+    for name in trackers
+    if name.endswith(".safetensors")
+  }
+  rows = {}
+  for name in trackers:
+    row = name
+    for depth in range(1, len(files.get(name, ())) + 1):
+      row = "-".join(files[name][-depth:])
+      if [parts[-depth:] for parts in files.values()].count(files[name][-depth:]) == 1:
+        break
+    if row in rows:
+      raise InputError(
+        f"evaluate.trackers: the results of {rows[row]} and {name} would be kept under one name"
+      )
+    rows[row] = name
+  return rows
+
+
+def _agreed(origins: dict[str, str]) -> dict[str, str]:
+  """The first process's, on all: they must leave out the same rows."""
+  return json.loads(spread.of_first_process(json.dumps(origins).encode()))

@@ -8,9 +8,9 @@ from PIL import Image
 
 from cwm_jax import evaluate
 from cwm_jax.configs import base, eval_scenes, eval_tapvid
-from cwm_jax.evals import flow, scenes, trackers
+from cwm_jax.evals import flow, named, prediction, scenes, tapvid_answers, trackers
 from cwm_jax.pretrained import weights
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, PointFlow
 
 
 @pytest.fixture
@@ -69,6 +69,130 @@ def test_a_second_run_computes_nothing_again_and_adds_what_is_new(config, tmp_pa
   rows = (tmp_path / "out" / "metrics.jsonl").read_text()
   for name in config.evaluate.trackers:
     assert rows.count(f'"tapvid/first/{name}/num_clips"') == 1
+
+
+class _Shifted(trackers.PairTracker):
+  """Answers that every point moves so many pixels to the right."""
+
+  def __init__(self, by):
+    super().__init__()
+    self._by = by
+
+  def flow(self, frame1, frame2, points_xy):
+    xy = np.asarray(points_xy, np.float32) + np.array([self._by, 0], np.float32)
+    return PointFlow(xy, np.ones(len(xy), bool), np.ones(len(xy), np.float32))
+
+
+@pytest.fixture
+def weights_files(tmp_path, monkeypatch):
+  """Two files `model.safetensors`; each tracker answers as many pixels off as its file is long."""
+  files = [tmp_path / name / "model.safetensors" for name in ("a", "b")]
+  for length, path in enumerate(files, start=1):
+    path.parent.mkdir()
+    path.write_bytes(b"x" * length)
+  build = named.build
+
+  def stand_in(name, settings):
+    path = named.weights_path(name, settings)
+    return build(name, settings) if path is None else [_Shifted(path.stat().st_size)]
+
+  monkeypatch.setattr(named, "build", stand_in)
+  return files
+
+
+def _moved(workdir, row):
+  """By how many pixels the kept answers of a row moved a point of a clip."""
+  with np.load(workdir / "answers" / "first" / row / "one.npz") as kept:
+    later = kept["tracks_xy"][0, -1]
+    return float((later - kept["queries_tyx"][0, :0:-1])[0])
+
+
+@pytest.mark.parametrize("change", ["another folder's", "the same, retrained"])
+def test_weights_of_one_name_are_measured_again_where_their_file_is_another(
+  config, tmp_path, weights_files, caplog, change
+):
+  a, b = weights_files
+  config.evaluate.trackers = (str(a), "zero")
+  first = evaluate.run(config, tmp_path / "out")["tapvid/first"]
+  assert _moved(tmp_path / "out", "model") == 1
+  if change == "another folder's":
+    config.evaluate.trackers = (str(b), "zero")
+  else:
+    a.write_bytes(b"xx")
+  second = evaluate.run(config, tmp_path / "out")["tapvid/first"]
+  assert "the stored numbers of model are of other weights" in caplog.text
+  assert _moved(tmp_path / "out", "model") == 2
+  distance = "pooled/average_distance"
+  assert second["model"][distance] != first["model"][distance]
+  np.testing.assert_equal(second["zero"], first["zero"])
+  # And those are kept in their turn.
+  again = evaluate.run(config, tmp_path / "out")["tapvid/first"]
+  np.testing.assert_equal(again["model"], second["model"])
+
+
+def test_what_mm_n_asks_and_the_prediction_go_with_the_weights_file_too(
+  config, tmp_path, weights_files, monkeypatch
+):
+  asked = []
+  monkeypatch.setattr(
+    prediction, "of_weights", lambda path, **_: asked.append(path) or {"loss": 1.0}.items()
+  )
+  a = weights_files[0]
+  config.evaluate.update(trackers=("mm1",), weights=str(a), prediction=3)
+  first = evaluate.run(config, tmp_path / "out")
+  a.write_bytes(b"xxx")
+  second = evaluate.run(config, tmp_path / "out")
+  assert _moved(tmp_path / "out", "mm1") == 3 and len(asked) == 2
+  distance = "pooled/average_distance"
+  assert second["tapvid/first"]["mm1"][distance] != first["tapvid/first"]["mm1"][distance]
+  evaluate.run(config, tmp_path / "out")
+  assert len(asked) == 2
+
+
+def test_two_weights_files_of_one_name_have_a_row_each_called_by_their_folders(
+  config, tmp_path, weights_files, capsys
+):
+  a, b = map(str, weights_files)
+  config.evaluate.trackers = (a, b, "zero")
+  numbers = evaluate.run(config, tmp_path / "out")["tapvid/first"]
+  assert set(numbers) == {"a-model", "b-model", "zero"}
+  assert [_moved(tmp_path / "out", row) for row in ("a-model", "b-model")] == [1, 2]
+  assert "a-model" in capsys.readouterr().out
+  config.evaluate.trackers = (a, a)
+  with pytest.raises(InputError, match="would be kept under one name"):
+    evaluate.run(config, tmp_path / "out")
+
+
+def test_a_clip_s_answers_of_other_weights_are_asked_again(
+  config, tmp_path, weights_files, monkeypatch
+):
+  a, b = map(str, weights_files)
+  # Interrupted after one clip: no row is stored, the clip's answers are.
+  save = tapvid_answers.save
+
+  def once(path, answers, **named):
+    save(path, answers, **named)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(tapvid_answers, "save", once)
+    config.evaluate.trackers = (a,)
+    with pytest.raises(KeyboardInterrupt):
+      evaluate.run(config, tmp_path / "out")
+  assert _moved(tmp_path / "out", "model") == 1
+  config.evaluate.trackers = (b,)
+  evaluate.run(config, tmp_path / "out")
+  assert _moved(tmp_path / "out", "model") == 2
+
+
+def test_a_refusal_of_a_folder_names_no_option_that_only_one_entry_has(config, tmp_path):
+  evaluate.run(config, tmp_path / "out")
+  config.evaluate.zoom = 3
+  with pytest.raises(InputError, match="take another folder"):
+    evaluate.run(config, tmp_path / "out")
+  (tmp_path / "out" / "results.json").write_text("{")
+  with pytest.raises(InputError, match="delete it or take another folder"):
+    evaluate.run(config, tmp_path / "out")
 
 
 def test_results_of_other_settings_are_not_mixed(config, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 from cwm_jax.evals import spread, trackers
@@ -32,19 +34,9 @@ def build(name: str, settings: Any) -> list[Any]:
   Raises:
     InputError: no such tracker, or one that cannot be had.
   """
-  masks = name if name == "adaptive" else number_of_masks(name)
-  if masks is None and name in trackers.BASELINES:
+  path, masks = weights_path(name, settings), _masks(name)
+  if path is None:
     return [trackers.build(name)]
-  if masks is not None:
-    path = settings.weights or weights.shipped()
-  elif name in (*releases.names(), *weights.shipped_names()) or name.endswith(".safetensors"):
-    path = releases.locate(name)
-  else:
-    raise InputError(
-      f"there is no tracker {name!r}; choose mm<N>, adaptive, a weights file, a release ("
-      f"{', '.join(releases.names())}) or a baseline ({', '.join(trackers.BASELINES)})"
-    )
-  path = releases.locate(path)
   if flow_networks.is_flow_network(weights.read_header(path).config):
     if masks is not None:
       raise InputError(
@@ -67,6 +59,60 @@ def build(name: str, settings: Any) -> list[Any]:
     average=settings.average,
   )
   return spread.one_each(load)
+
+
+def weights_path(name: str, settings: Any) -> Path | None:
+  """The weights file that a tracker asks; None for a baseline, which has none.
+
+  Args:
+    name, settings: as in `build`.
+
+  Raises:
+    InputError: no such tracker, or a file that cannot be had.
+  """
+  if _masks(name) is not None:
+    return releases.locate(settings.weights or weights.shipped())
+  if name in trackers.BASELINES:
+    return None
+  if name in (*releases.names(), *weights.shipped_names()) or name.endswith(".safetensors"):
+    return releases.locate(name)
+  raise InputError(
+    f"there is no tracker {name!r}; choose mm<N>, adaptive, a baseline "
+    f"({', '.join(trackers.BASELINES)}), a weights file or a release's name; {releases.near(name)}"
+  )
+
+
+def origin(name: str, settings: Any) -> str:
+  """SHA-256 of the files that a tracker's answers come from; "" for a baseline.
+
+  A path is no sign of what it holds: every training writes a `model.safetensors`.
+
+  Args:
+    name, settings: as in `build`.
+
+  Raises:
+    InputError: as `weights_path`.
+  """
+  path = weights_path(name, settings)
+  if path is None:
+    return ""
+  told = _sha256(path)
+  mark = Path(settings.mark.file)
+  # Without its file no tracker is built, which says so better.
+  if settings.mark.kind == "learned" and mark.is_file():
+    told = hashlib.sha256(f"{told} {_sha256(mark)}".encode()).hexdigest()
+  return told
+
+
+def _masks(name: str) -> int | str | None:
+  """What a predictor of `evaluate.weights` is asked with; None for trackers that are something
+  else."""
+  return name if name == "adaptive" else number_of_masks(name)
+
+
+def _sha256(path: Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mark(settings: Any) -> dict[str, Any] | str | None:

@@ -36,6 +36,7 @@ class TapVidEvaluator:
     query_stride: int = 5,
     resolution: str = "native",
     kept: Path | None = None,
+    origin: str = "",
     on_clip: Callable[[str, dict[str, float]], None] | None = None,
   ):
     """
@@ -46,7 +47,9 @@ class TapVidEvaluator:
       protocol: a name of `evals.protocols`.
       frame_gap, query_stride: of queries "cfg" and "strided".
       resolution: at which the tracker sees the clips, see `tapvid_queries.resolution_hw`.
-      kept: folder for one .npz of answers a clip; those that are there are not computed again.
+      kept: folder for one .npz of answers a clip; those that are there, and of the same
+        origin, are not computed again.
+      origin: tells whose answers they are, see `tapvid_answers.save`.
       on_clip: called with a clip's name and numbers when it is done by this process.
 
     Raises:
@@ -59,7 +62,7 @@ class TapVidEvaluator:
     self._trackers = trackers if isinstance(trackers, list | tuple) else [trackers]
     self._clips, self._kept, self._on_clip = clips, kept, on_clip
     self._asked = dict(frame_gap=frame_gap, query_stride=query_stride)
-    self._resolution = resolution
+    self._resolution, self._origin = resolution, origin
     self.answers: dict[str, tapvid_metrics.Answers] = {}
     self.numbers: dict[str, dict[str, float]] = {}
     self.skipped: dict[str, str] = {}
@@ -104,6 +107,12 @@ class TapVidEvaluator:
     """A clip as the trackers see it. Raises InputError where it is broken."""
     return tapvid_queries.at_resolution(self._clips.read(index), self._resolution)
 
+  def kept_answers(self, name: str) -> tapvid_answers.ClipAnswers | None:
+    """A clip's answers where they are kept, and of this origin; else None."""
+    if self._kept is None:
+      return None
+    return tapvid_answers.load(self._kept / f"{name}.npz", origin=self._origin)
+
   def _collect(self, results: dict[int, bytes]) -> None:
     for index, name in enumerate(self._clips.names):
       answers = _unpack(results[index])
@@ -124,8 +133,8 @@ class TapVidEvaluator:
 
   def _answer(self, tracker: Any, index: int) -> tuple[tapvid_metrics.Answers | str, bool]:
     """A clip's answers, or why it has none; and whether they were computed now."""
-    path = None if self._kept is None else self._kept / f"{self._clips.names[index]}.npz"
-    known = None if path is None else tapvid_answers.load(path)
+    name = self._clips.names[index]
+    known = self.kept_answers(name)
     if known is not None:
       return tapvid_answers.compare(known, self.protocol), False
     try:
@@ -133,8 +142,8 @@ class TapVidEvaluator:
     except InputError as error:
       return str(error), False
     found = tapvid_answers.ask(tracker, clip, self.protocol, **self._asked)
-    if path is not None:
-      tapvid_answers.save(path, found)
+    if self._kept is not None:
+      tapvid_answers.save(self._kept / f"{name}.npz", found, origin=self._origin)
     return tapvid_answers.compare(found, self.protocol), True
 
 

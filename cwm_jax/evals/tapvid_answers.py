@@ -126,18 +126,24 @@ def track_errors(answers: ClipAnswers, protocol: Protocol, *, least: int = 1) ->
   return np.where(number >= max(1, least), total / np.maximum(number, 1), np.nan)
 
 
-def save(path: Path, answers: ClipAnswers) -> None:
-  """Writes a `.npz`; a file of that name is there whole or not at all."""
+def save(path: Path, answers: ClipAnswers, *, origin: str = "") -> None:
+  """Writes a `.npz`; a file of that name is there whole or not at all.
+
+  Args:
+    origin: tells whose answers they are, such as a hash of the weights that were asked.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-  np.savez(partial, **answers._asdict())
+  np.savez(partial, **answers._asdict(), origin=np.array(origin))
   os.replace(partial, path)
 
 
-def load(path: Path) -> ClipAnswers | None:
-  """What `save` wrote; None where there is no such file, or one that cannot be read."""
+def load(path: Path, *, origin: str = "") -> ClipAnswers | None:
+  """What `save` wrote; None where that is not there, of another origin, or cannot be read."""
   try:
     with np.load(path, allow_pickle=False) as file:
+      if (str(file["origin"]) if "origin" in file else "") != origin:
+        return None
       return ClipAnswers(*(file[key] for key in ClipAnswers._fields))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
     return None

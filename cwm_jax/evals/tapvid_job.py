@@ -51,18 +51,20 @@ class TapVidJob:
     self._answers = workdir / "answers" / self.title
     self._reports = workdir / "tapvid" / self.title
 
-  def measure(self, name: str, trackers: Sequence[Any]) -> dict[str, float]:
+  def measure(self, name: str, trackers: Sequence[Any], *, origin: str = "") -> dict[str, float]:
     """One tracker's numbers over all clips; writes its tables and overlays.
 
     Args:
       name: of the tracker.
       trackers: one for every worker.
+      origin: tells whose answers are kept, see `tapvid_answers.save`.
 
     Raises:
       InputError: no clip can be used.
     """
-    kept = self._answers / name
-    evaluator = tapvid.TapVidEvaluator(trackers, self._clips, kept=kept, **self._settings)
+    evaluator = tapvid.TapVidEvaluator(
+      trackers, self._clips, kept=self._answers / name, origin=origin, **self._settings
+    )
     numbers = dict(evaluator.run())
     of_clips = {f"{clip}/{key}" for clip, own in evaluator.numbers.items() for key in own}
     over = {key: value for key, value in numbers.items() if key not in of_clips}
@@ -79,7 +81,7 @@ class TapVidJob:
     # A pair of frames is no track to be drawn.
     if self._overlays and evaluator.protocol.queries != "cfg":
       names = self._clips.names
-      tapvid_report.write_overlays(folder, evaluator, names, kept, count=self._overlays)
+      tapvid_report.write_overlays(folder, evaluator, names, count=self._overlays)
     return over
 
   def figures(self, trackers: Sequence[str]) -> dict[str, np.ndarray]:

@@ -127,9 +127,7 @@ def gap_figure(folder: Path, trackers: Sequence[str], *, title: str) -> np.ndarr
   return picture
 
 
-def write_overlays(
-  folder: Path, evaluator: Any, names: Sequence[str], kept: Path, *, count: int
-) -> list[Path]:
+def write_overlays(folder: Path, evaluator: Any, names: Sequence[str], *, count: int) -> list[Path]:
   """Draws the `count` best and worst tracks on their clips: best-<clip>.mp4, worst-<clip>.mp4.
 
   A track's error is its mean distance; crosses are the truth, hollow marks are said to be hidden.
@@ -137,14 +135,13 @@ def write_overlays(
   Clips whose answers another process keeps where this one cannot see them are left out.
 
   Args:
-    evaluator: a `TapVidEvaluator`; its clips are read again.
+    evaluator: a `TapVidEvaluator` that keeps its answers; its clips are read again.
     names: of all clips, in their order.
-    kept: where the evaluator keeps its answers.
   """
   protocol: Protocol = evaluator.protocol
   found = []
   for index, name in enumerate(names):
-    answers = tapvid_answers.load(kept / f"{name}.npz")
+    answers = evaluator.kept_answers(name)
     if answers is None:
       continue
     least = answers.frames.shape[1] // 4
@@ -154,18 +151,20 @@ def write_overlays(
   folder.mkdir(parents=True, exist_ok=True)
   written = []
   for kind, chosen in (("best", found[:count]), ("worst", found[::-1][:count])):
+    for old in folder.glob(f"{kind}-*.mp4"):  # of other answers, where these are asked anew
+      old.unlink()
     for index in sorted({index for _, index, _ in chosen}):
       rows = [row for _, other, row in chosen if other == index]
       path = folder / f"{kind}-{names[index]}.mp4"
       try:
-        written.append(_draw(path, evaluator.read(index), kept / f"{names[index]}.npz", rows))
+        answers = evaluator.kept_answers(names[index])
+        written.append(_draw(path, evaluator.read(index), answers, rows))
       except InputError as error:
         _LOG.warning("  no overlay %s: %s", path.name, error)
   return written
 
 
-def _draw(path: Path, clip: Any, kept: Path, rows: list[int]) -> Path:
-  answers = tapvid_answers.load(kept)
+def _draw(path: Path, clip: Any, answers: tapvid_answers.ClipAnswers, rows: list[int]) -> Path:
   hidden = answers.truth_occluded[rows][..., None]
   frames = viz.draw_tracks(
     clip.video,
