@@ -335,6 +335,9 @@ def parser() -> argparse.ArgumentParser:
     metavar="WEIGHTS",
     help=".safetensors file or name of a release (default: the shipped one)",
   )
+  info.add_argument(
+    "--list", dest="listed", action="store_true", help="the names of all weights that have one"
+  )
   shared.add_json(info)
   info.set_defaults(run="cwm_jax.commands:info")
 

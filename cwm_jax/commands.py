@@ -96,12 +96,19 @@ def marks_for(size_hw: tuple[int, int], stride: int) -> int:
   return _MARKS if tracking.grid(size_hw, stride)[..., 0].size >= 4 * _MARKS else 1
 
 
-def info(*, weights: str | None, as_json: bool) -> None:
+def info(*, weights: str | None, listed: bool, as_json: bool) -> None:
   """Prints what a weights file holds, and whether it fits the model that it describes.
+
+  Args:
+    weights: file or name; None takes the shipped one.
+    listed: print the names of all weights that have one, instead.
+    as_json: print JSON.
 
   Raises:
     InputError: not a weights file of this project, or one that does not fit its own config.
   """
+  if listed:
+    return _list_names(as_json=as_json)
   path = weights_file.shipped() if weights is None else releases.locate(weights)
   header = weights_file.read_header(path)
   shapes = {name: tensor.shape for name, tensor in header.tensors.items()}
@@ -135,6 +142,15 @@ def info(*, weights: str | None, as_json: bool) -> None:
     for name, t in header.tensors.items()
   ]
   report(facts, "\n".join(lines), as_json=as_json)
+
+
+def _list_names(*, as_json: bool) -> None:
+  titles = {name: "in the package" for name in weights_file.shipped_names()}
+  titles |= {name: releases.get(name).title for name in releases.names()}
+  width = max(map(len, titles))
+  lines = [f"{name:<{width}}  {title}" for name, title in titles.items()]
+  lines += ["", "Those of other projects are fetched when they are first named."]
+  report({"names": titles}, "\n".join(lines), as_json=as_json)
 
 
 def load_tracker(reading: inputs.Reading, *, mark: Any = None):

@@ -67,8 +67,8 @@ def _form(source: str) -> str:
     return "name"
   if not path.is_file():
     raise InputError(
-      f"there is no {source!r}: give a training run's folder, a checkpoint, a weights file, or one "
-      f"of {', '.join(releases.names())}"
+      f"there is no {source!r}: give a training run's folder, a checkpoint, a weights file, or a "
+      f"release's name; {releases.near(source)}"
     )
   if path.suffix in (".pt", ".pth") or torch_file.is_torch_file(path):
     return "release"

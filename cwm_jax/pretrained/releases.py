@@ -6,6 +6,7 @@ The names are in `third_party/*/RELEASE.toml`, which the installed package has a
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import os
@@ -60,6 +61,13 @@ def names() -> list[str]:
   return list(_table())
 
 
+def near(name: str) -> str:
+  """A clause with the three names of weights nearest to one that is none, and where all are."""
+  known = [*weights.shipped_names(), *names()]
+  nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.0)
+  return f"the nearest names are {', '.join(nearest)} (cwm-jax info --list shows all)"
+
+
 def get(name: str) -> Release:
   """A release by its name.
 
@@ -67,7 +75,7 @@ def get(name: str) -> Release:
     InputError: an unknown name.
   """
   if name not in _table():
-    raise InputError(f"unknown release {name!r}; choose one of {', '.join(_table())}")
+    raise InputError(f"unknown release {name!r}; {near(name)}")
   return _table()[name]
 
 
@@ -143,10 +151,7 @@ def locate(name_or_path: str | os.PathLike) -> Path:
   if not path.exists() and str(name_or_path) in weights.shipped_names():
     return weights.shipped(str(name_or_path))
   if not path.is_file():
-    raise InputError(
-      f"there is no weights file {str(path)!r}, and those known by name are "
-      f"{', '.join([*weights.shipped_names(), *names()])}"
-    )
+    raise InputError(f"there is no weights file {str(path)!r}; {near(path.stem)}")
   if torch_file.is_torch_file(path):
     raise InputError(f"{path} is a torch file; first run: cwm-jax convert {path} OUT.safetensors")
   return path

@@ -132,6 +132,14 @@ def test_info_tells_names_shapes_config_and_card(capsys, weights_path):
   ]
 
 
+def test_info_lists_all_weights_that_have_a_name(capsys):
+  code, out, err = command_line.run(capsys, "info", "--list")
+  assert (code, err) == (0, "")
+  told = {line.split()[0] for line in out.partition("\n\n")[0].splitlines()}
+  assert {"predictor-tiny", "student-tiny", "opt-cwm-512"} <= told
+  assert set(json.loads(command_line.run(capsys, "info", "--list", "--json")[1])["names"]) == told
+
+
 def _workdir(tmp_path, params, config):
   """A training run's folder with one checkpoint, as the loop leaves it."""
   import grain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import re
 import threading
 from pathlib import Path
 
@@ -185,13 +186,16 @@ def test_a_checksum_may_be_known_by_its_beginning(server, path):
     download.fetch(server.address, path, sha256="0" * 8)
 
 
-def test_an_unknown_release_lists_the_known_ones():
-  with pytest.raises(InputError, match="unknown release 'opt-cwm'; choose one of cwm-2frame-8x8"):
-    releases.get("opt-cwm")
+def test_an_unknown_release_is_answered_with_the_three_nearest_and_where_all_are():
+  with pytest.raises(InputError, match=r"unknown release 'opt-cwm-51'; .*info --list") as told:
+    releases.get("opt-cwm-51")
+  known = [*weights.shipped_names(), *releases.names()]
+  named = [name for name in re.findall(r"[\w.-]+", str(told.value)) if name in known]
+  assert len(named) == 3 and "opt-cwm-512" in named and len(known) > 10
 
 
 def test_what_is_neither_a_file_nor_a_release_is_said_so(tmp_path):
-  with pytest.raises(InputError, match="no weights file .* known by name are .*opt-cwm-512"):
+  with pytest.raises(InputError, match=r"no weights file .*absent.safetensors'; the nearest names"):
     releases.locate(tmp_path / "absent.safetensors")
 
 
