@@ -1,30 +1,32 @@
-"""`cwm-jax doctor`: what this installation runs on, what is missing, and how to get it."""
+"""`cwm-jax doctor`: what this installation runs on, what is missing, and how to get it.
+
+Whatever may be missing is imported where it is looked at, so that its absence is a finding.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import platform
+import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from cwm_jax import commands
 from cwm_jax.types import InputError
 
-_ESSENTIAL = (
-  "jax",
-  "jaxlib",
-  "flax",
-  "numpy",
-  "av",
-  "pillow",
-  "grain",
-  "orbax-checkpoint",
-  "optax",
-)
+# What is imported of a package that is not called by its own name.
+_MODULES = {
+  "absl-py": "absl",
+  "orbax-checkpoint": "orbax.checkpoint",
+  "pillow": "PIL",
+  "tensorflow-datasets": "tensorflow_datasets",
+}
 _EXTRAS = {
   "opencv-python-headless": ("classical trackers to compare with", "baselines"),
   "tensorflow": ("not needed; TFDS data sets are read without it", "tf"),
@@ -60,7 +62,7 @@ def run(*, as_json: bool) -> int:
     if fix:
       lines.append(f"{'':<{width + 10}}{fix}")
   verdict = "all that is needed is here" if not broken else f"{len(broken)} missing"
-  commands.report(facts, "\n".join([*lines, "", verdict]), as_json=as_json)
+  print(json.dumps(facts) if as_json else "\n".join([*lines, "", verdict]), flush=True)
   return 1 if broken else 0
 
 
@@ -73,6 +75,7 @@ def examine() -> Iterator[Finding]:
   yield from _packages()
   yield from _devices()
   yield from _weights()
+  yield from _programs()
   yield _encoder()
   yield from _folders()
 
@@ -96,12 +99,36 @@ def _version(name: str) -> str | None:
     return None
 
 
+def essential() -> list[str]:
+  """The names of the packages that this one cannot do without, on this system."""
+  checkout = Path(__file__).parents[1] / "pyproject.toml"
+  # What an installation notes of a checkout is as old as the installation.
+  if checkout.is_file():
+    asked = tomllib.loads(checkout.read_text())["project"]["dependencies"]
+  else:
+    asked = metadata.requires("cwm-jax") or []
+  names = []
+  for requirement in asked:
+    wanted, _, when = requirement.partition(";")
+    system = re.search(r"sys_platform == .(\w+)", when)
+    if "extra" not in when and (system is None or system[1] == sys.platform):
+      names.append(re.match(r"[\w.-]+", wanted)[0])
+  return names
+
+
 def _packages() -> Iterator[Finding]:
   yield Finding("cwm-jax", _version("cwm-jax") or "not installed, run from its folder", "ok")
-  for name in _ESSENTIAL:
+  for name in essential():
     version = _version(name)
     if version is None:
       yield Finding(name, "absent", "missing", f"pip install {name}")
+      continue
+    try:
+      importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
+    # A library that is broken may raise anything.
+    except Exception as error:
+      found = f"{version}, but it cannot be imported: {_first_line(error)}"
+      yield Finding(name, found, "missing", f"pip install --force-reinstall {name}")
     else:
       yield Finding(name, version, "ok")
   for name, (what_for, extra) in _EXTRAS.items():
@@ -119,9 +146,12 @@ def _devices() -> Iterator[Finding]:
 
     devices = jax.devices()
     answer = float(jax.numpy.ones(4).sum())
-  except (ImportError, RuntimeError) as error:
-    reason = str(error).strip().splitlines()[0]
-    yield Finding("devices", reason, "missing", "JAX_PLATFORMS=cpu computes on the processor")
+  except ImportError as error:
+    yield Finding("devices", f"JAX cannot be imported: {_first_line(error)}", "missing")
+    return
+  except RuntimeError as error:
+    fix = "JAX_PLATFORMS=cpu computes on the processor"
+    yield Finding("devices", _first_line(error), "missing", fix)
     return
   kinds = ", ".join(sorted({device.device_kind for device in devices}))
   cpu = devices[0].platform == "cpu"
@@ -133,9 +163,17 @@ def _devices() -> Iterator[Finding]:
     )
 
 
-def _weights() -> Iterator[Finding]:
-  from cwm_jax.pretrained import releases, weights
+def _first_line(error: Exception) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
 
+
+def _weights() -> Iterator[Finding]:
+  try:
+    from cwm_jax.pretrained import releases, weights
+  except ImportError as error:
+    found = f"cannot be looked at: {_first_line(error)}"
+    yield Finding("weights", found, "missing", "first get the packages that are missing")
+    return
   try:
     path = weights.shipped()
     weights.read_header(path)
@@ -148,6 +186,29 @@ def _weights() -> Iterator[Finding]:
   found = f"{folder}: {', '.join(held) if held else 'none yet'}"
   fix = "" if held else "fetched when first named, such as --weights opt-cwm-512"
   yield Finding("public releases", found, "ok" if held else "note", fix)
+
+
+def _programs() -> Iterator[Finding]:
+  """Where compiled programs are kept, and whether they can be."""
+  try:
+    from cwm_jax.pretrained import releases
+  except ImportError:
+    return  # `_weights` has said so
+  own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+  folder = Path(own) if own else releases.cache_folder() / "programs"
+  name = "JAX_COMPILATION_CACHE_DIR" if own else "CWM_JAX_CACHE"
+  if not _writable(folder):
+    fix = f"each command compiles anew; let {name} name a folder that can be written"
+    yield Finding("programs", f"{folder} cannot be written", "note", fix)
+    return
+  kept = sum(1 for path in folder.rglob("*-cache") if path.is_file())
+  yield Finding("programs", f"{folder}: {kept} compiled and kept", "ok")
+
+
+def _writable(folder: Path) -> bool:
+  """Whether a folder can be written, or made; nothing is."""
+  there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+  return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _encoder() -> Finding:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from importlib import metadata
 
 import command_line
+import pytest
 
 from cwm_jax import doctor
 
@@ -35,6 +39,62 @@ def test_what_is_missing_is_named_with_a_way_to_get_it_and_exit_code_1(
   assert lines[at + 1].strip() == "pip install flax"
   assert any(line.startswith("note    CWM_DATA") and "gone" in line for line in lines)
   assert "none yet" in out
+
+
+@pytest.mark.parametrize(
+  "lost, packages", [(["av", "PIL"], ["av", "pillow"]), (["jaxtyping"],) * 2, (["jax"],) * 2]
+)
+def test_a_library_that_cannot_be_imported_is_a_finding_and_no_traceback(lost, packages):
+  script = f"import sys; sys.modules.update(dict.fromkeys({lost!r}))\n"
+  script += "from cwm_jax import cli; sys.exit(cli.main(['doctor', '--json']))"
+  done = subprocess.run(
+    [sys.executable, "-c", script],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    timeout=300,
+  )
+  assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+  states = {f["about"]: f for f in json.loads(done.stdout)["findings"]}
+  for package in packages:
+    assert states[package]["state"] == "missing"
+    assert "cannot be imported" in states[package]["found"]
+    assert states[package]["fix"].endswith(f" {package}")
+  # It looked at all the rest.
+  assert "disk here" in states and states["safetensors"]["state"] == "ok"
+
+
+def test_every_package_that_the_project_asks_for_is_looked_at(capsys):
+  about = {
+    f["about"] for f in json.loads(command_line.run(capsys, "doctor", "--json")[1])["findings"]
+  }
+  wanted = {"scipy", "safetensors", "clu", "ml_collections", "jaxtyping", "absl-py", "tensorboardX"}
+  assert wanted | {"tensorflow-datasets", "av", "pillow"} <= about
+  assert ("array_record" in about) is (sys.platform == "linux")
+  assert "jax[cuda12]" not in about and "beartype" not in about
+
+
+def test_the_folder_of_compiled_programs_is_told_and_whether_it_can_be_written(
+  capsys, monkeypatch, tmp_path
+):
+  def programs():
+    out = command_line.run(capsys, "doctor", "--json")[1]
+    (found,) = (f for f in json.loads(out)["findings"] if f["about"] == "programs")
+    return found
+
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.setenv("CWM_JAX_CACHE", str(tmp_path / "cache"))
+  assert programs()["found"] == f"{tmp_path / 'cache' / 'programs'}: 0 compiled and kept"
+  assert not (tmp_path / "cache").exists()
+  kind = tmp_path / "cache" / "programs" / "kind"
+  kind.mkdir(parents=True)
+  (kind / "jit_f-0123-cache").touch()
+  assert programs()["found"].endswith(": 1 compiled and kept")
+  (tmp_path / "file").touch()
+  monkeypatch.setenv("CWM_JAX_CACHE", str(tmp_path / "file"))
+  found = programs()
+  assert found["state"] == "note" and "CWM_JAX_CACHE" in found["fix"]
+  assert found["found"].endswith("cannot be written")
 
 
 def test_weights_that_are_lost_and_a_device_that_fails_are_findings(capsys, monkeypatch, tmp_path):
