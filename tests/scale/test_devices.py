@@ -18,6 +18,7 @@ from cwm_jax.tracker import Tracker
 EIGHT = """
 import json, sys
 import jax
+import numpy as np
 import tiny_job
 from cwm_jax import sharding, train
 
@@ -39,8 +40,9 @@ held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(st
 config.stop_after = ""
 train.train(config, sys.argv[2])
 rows = {"held": held}
-for data, fsdp, tensor in ((8, 1, 1), (2, 2, 2), (1, 8, 1)):
-  mesh = sharding.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+for data, fsdp, tensor in ((8, 1, 1), (2, 2, 2), (1, 8, 1), (4, 1, 1), (4, 1, 2)):
+  grid = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
+  mesh = jax.sharding.Mesh(grid, sharding.AXES)
   rows[f"{data}x{fsdp}x{tensor}"] = plan.predict(tiny_job.get_config(), mesh, "tpu v5e")
 print("ROWS" + json.dumps(rows))
 """
@@ -67,7 +69,7 @@ def test_eight_devices_give_one_device_s_losses_and_take_its_checkpoint(tmp_path
 
 
 def check_plans(rows):
-  """What the planner said of three meshes of eight devices, against what a device held."""
+  """What the planner said of meshes of eight devices and of four, against what a device held."""
   held, split = rows.pop("held"), rows["2x2x2"]
   assert round(split["state_gib"] * 2**30) == held
   assert split["peak_gib"] > split["state_gib"]
@@ -76,17 +78,34 @@ def check_plans(rows):
   assert copies["state_gib"] > 2 * split["state_gib"]
   assert copies["state_gib"] > 5 * shards["state_gib"]
   assert copies["peak_gib"] > split["peak_gib"]
-  # The batch alone: gradients are summed and nothing else is sent.
-  assert set(copies["collectives"]) == {"all-reduce"}
+  # The batch alone: gradients are summed and nothing else is sent. Split parameters are gathered;
+  # split layers sum activations besides. Attention is split by heads: no token is sent to another
+  # device for it (an all-to-all), only kernels are.
+  kinds = {mesh: set(row["collectives"]) for mesh, row in rows.items()}
+  assert kinds == {
+    "8x1x1": {"all-reduce"},
+    "4x1x1": {"all-reduce"},
+    "1x8x1": {"all-reduce", "all-gather"},
+    "4x1x2": {"all-reduce", "all-gather"},
+    "2x2x2": {"all-reduce", "all-gather", "collective-permute"},
+  }
   gradients = sum(one["gib"] for one in copies["collectives"].values())
   assert gradients == pytest.approx(copies["state_gib"] / 3, rel=0.1)  # two moments are the rest
-  # Split parameters are gathered; split layers sum activations besides.
-  assert "all-gather" in shards["collectives"] and "all-gather" in split["collectives"]
   assert split["collectives"]["all-reduce"]["count"] > copies["collectives"]["all-reduce"]["count"]
-  assert all(row["step_tflop"] == copies["step_tflop"] for row in rows.values())
-  # Attention is split by heads: no token is sent to another device for it, only kernels are.
-  assert all("all-to-all" not in row["collectives"] for row in rows.values())
   assert split["collectives"]["all-gather"]["gib"] < 1.4 * gradients
+  # Two that share a pair each hold a part of its activations, and of the state.
+  four, shared = rows["4x1x1"], rows["4x1x2"]
+  assert shared["temporary_gib"] < 0.85 * four["temporary_gib"]
+  assert shared["state_gib"] < 0.7 * four["state_gib"]
+  # The work is the same, and dealt to twice the devices it takes half the time.
+  assert all(row["step_tflop"] == copies["step_tflop"] for row in rows.values())
+  for more in (copies, shared, split, shards):
+    assert more["compute_s"] == pytest.approx(four["compute_s"] / 2)
+  # Bytes that are sent take time; no device waits less than its longest part.
+  for row in rows.values():
+    parts = [row[name] for name in ("compute_s", "memory_s", "communication_s")]
+    assert row["communication_s"] == pytest.approx(row["communicated_gib"] * 2**30 / 200e9)
+    assert row["step_s"] == pytest.approx([max(parts), sum(parts)])
 
 
 # A tracker on each of two virtual devices; each says what it found.
