@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -202,14 +204,32 @@ def output_folder(path: str) -> Path:
   return folder
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
-  """Writes an `.npz`.
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+  """A block that writes to the path it is given, which is `path` once the block has ended well.
+
+  So `path` is there whole or as it was, even where the process ends meanwhile.
 
   Raises:
     InputError: the path cannot be written.
   """
+  # Ctrl-C saves in a thread of its own.
+  partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
   try:
-    np.savez_compressed(path, **arrays)
+    yield partial
+    os.replace(partial, path)
   except OSError as error:
     raise InputError(f"cannot write {path}: {error.strerror}") from None
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
+  """Writes an `.npz`, whole or not at all.
+
+  Raises:
+    InputError: the path cannot be written.
+  """
+  with whole(path) as partial, open(partial, "wb") as file:
+    np.savez_compressed(file, **arrays)
   return path

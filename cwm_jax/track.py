@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,12 +56,15 @@ def run(
   columns: list[PointFlow] = []
   times_s: list[float] = []
   names = ["tracks.npz", "tracks.csv"] if table else ["tracks.npz"]
+  saving = threading.Lock()
 
   def save_finished() -> list[Path]:
-    finished = list(columns)
-    tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*finished)))
-    kept_s = np.array(times_s[: len(finished)])
-    return [save(folder / name, tracks, queries, clip.size_hw, kept_s) for name in names]
+    # Ctrl-C, which ends the process as soon as it has saved, waits for what is being saved.
+    with saving:
+      finished = list(columns)
+      tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*finished)))
+      kept_s = np.array(times_s[: len(finished)])
+      return [save(folder / name, tracks, queries, clip.size_hw, kept_s) for name in names]
 
   def save_early() -> str:
     if not columns:
@@ -74,8 +78,9 @@ def run(
     answers = tracker.track_frames(frames, queries, mode=mode)
     for column in terminal.progress(answers, total=clip.length, unit="frames tracked"):
       columns.append(column)
-  seconds = time.perf_counter() - start
-  files = save_finished()
+    seconds = time.perf_counter() - start
+    # Within the block: an interrupt from here on finds the tracks whole, or saves them.
+    files = save_finished()
   tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*columns)))
   if overlay:
     files.append(_draw(folder / "overlay.mp4", clip, tracks, queries, times_s))
@@ -111,18 +116,15 @@ def save(
 
 
 def _save_table(path: Path, tracks: Tracks) -> Path:
-  try:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-      rows = csv.writer(file)
-      rows.writerow(["point", "t", "x", "y", "occluded", "confidence"])
-      for point, t in itertools.product(*map(range, tracks.visible.shape)):
-        x, y = tracks.xy[point, t]
-        hidden = int(not tracks.visible[point, t])
-        rows.writerow(
-          [point, t, f"{x:.3f}", f"{y:.3f}", hidden, f"{tracks.confidence[point, t]:.4f}"]
-        )
-  except OSError as error:
-    raise InputError(f"cannot write {path}: {error.strerror}") from None
+  with inputs.whole(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
+    rows = csv.writer(file)
+    rows.writerow(["point", "t", "x", "y", "occluded", "confidence"])
+    for point, t in itertools.product(*map(range, tracks.visible.shape)):
+      x, y = tracks.xy[point, t]
+      hidden = int(not tracks.visible[point, t])
+      rows.writerow(
+        [point, t, f"{x:.3f}", f"{y:.3f}", hidden, f"{tracks.confidence[point, t]:.4f}"]
+      )
   return path
 
 

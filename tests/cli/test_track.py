@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 
@@ -18,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cwm_jax import inputs, viz
+from cwm_jax import inputs, track, viz
 from cwm_jax.data import images, video
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, Tracks
 
 
 def _track(capsys, tmp_path, clip, weights_path, *more):
@@ -222,6 +223,49 @@ def test_ctrl_c_leaves_the_tracks_up_to_there(tmp_path, weights_path):
   assert f"the tracks through the first {count} frames are in" in rest
   assert 3 <= count < 400 and len(saved["times_s"]) == count
   assert sum(1 for _ in open(out / "tracks.csv")) == 1 + 144 * count
+
+
+def test_ctrl_c_while_results_are_saved_leaves_them_whole(
+  capsys, tmp_path, clip_path, weights_path, monkeypatch
+):
+  savez, cut = np.savez_compressed, []
+
+  def cut_once(file, **arrays):
+    if cut:
+      return savez(file, **arrays)
+    cut.append(file)
+    if hasattr(file, "write"):
+      file.write(b"PK half of it")
+    else:
+      file.write_bytes(b"PK half of it")
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(np, "savez_compressed", cut_once)
+  argv = ["track", clip_path, "--weights", weights_path, "--masks", 1, "--grid", 2, "--csv"]
+  code, _, err = command_line.run(capsys, *argv, "--out", tmp_path / "o")
+  assert cut and code == 130
+  assert "the tracks through the first 6 frames are in" in err and err.endswith("interrupted\n")
+  assert np.load(tmp_path / "o" / "tracks.npz")["tracks_xy"].shape == (4, 6, 2)
+  assert sum(1 for _ in open(tmp_path / "o" / "tracks.csv")) == 1 + 4 * 6
+  assert {path.name for path in (tmp_path / "o").iterdir()} == {"tracks.npz", "tracks.csv"}
+
+
+@pytest.mark.parametrize("name", ["tracks.npz", "tracks.csv"])
+def test_results_that_cannot_be_written_whole_leave_those_that_were_there(tmp_path, name):
+  good = Tracks(np.ones((1, 2, 2), np.float32), np.ones((1, 2), bool), np.ones((1, 2)))
+  # Of the second frame nothing is known, which is met when half is written.
+  short = good._replace(xy=good.xy[:, :1])
+  queries = np.zeros((1, 3), np.float32)
+  track.save(tmp_path / name, good, queries, (8, 8))
+  before = (tmp_path / name).read_bytes()
+  if name.endswith(".csv"):
+    with pytest.raises(IndexError):
+      track.save(tmp_path / name, short, queries, (8, 8))
+  else:
+    with pytest.raises(TypeError):
+      inputs.save_arrays(tmp_path / name, first=good.xy, second=np.array(threading.Lock(), object))
+  assert (tmp_path / name).read_bytes() == before
+  assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 _TOLD = """
