@@ -9,9 +9,10 @@ import argparse
 import json
 import sys
 
-import jax
+import bench_facts
 import numpy as np
 
+from cwm_jax import progress
 from cwm_jax.evals import scenes
 from cwm_jax.tracker import Tracker
 
@@ -27,6 +28,7 @@ def main() -> int:
   options = parser.parse_args()
   if options.points < 1:
     parser.error("points are 1 or more")
+  compilations = progress.CompilationCounter()
   trackers = [
     Tracker.load(num_masks=options.masks, readout=options.readout, **dtypes)
     for dtypes in ({}, dict(dtype="bfloat16", attention_dtype=options.attention_dtype))
@@ -37,14 +39,15 @@ def main() -> int:
     found.append(np.stack(both).reshape(2, -1, 2))
   full, half = np.concatenate(found, axis=1)[:, : options.points]
   moved = np.linalg.norm(half - full, axis=-1)
-  row = dict(
-    measure="bf16",
+  row = bench_facts.row(
+    "bf16",
+    baseline="float32",
+    compilations=compilations.count,
     share_within_1_px=round(float(np.mean(moved <= SAME_PX)), 4),
     median_px=round(float(np.median(moved)), 4),
     percentile_98_px=round(float(np.quantile(moved, 0.98)), 4),
   )
-  row |= vars(options) | dict(device=jax.local_devices()[0].device_kind)
-  print(json.dumps(row), flush=True)
+  print(json.dumps(row | vars(options)), flush=True)
   return 0
 
 

@@ -15,9 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # What a number's name says of it; others are shown and not judged.
-_HIGHER = ("per_second", "utilisation", "ratio", "efficiency", "same_destinations", "identical")
-_LOWER = ("seconds", "seconds_per_pair", "seconds_per_point", "mib", "gib", "_s", "compilations")
-_COUNTED = ("compilations", "skipped", "kills", "kills_in_a_save")
+_HIGHER = (
+  *("per_second", "utilisation", "ratio", "efficiency", "same_destinations", "identical"),
+  *("delta_avg", "share_within_1_px", "fewer_marked", "fewer_in_all"),
+)
+_LOWER = (
+  *("seconds", "seconds_per_pair", "seconds_per_point", "mib", "gib", "_s", "compilations"),
+  *("average_distance", "median_distance", "median_px", "percentile_98_px", "apart_px"),
+  *("passes", "passes_per_point", "marked_a_point", "clean_a_pair"),
+)
+# Found out in a run though no fractions, and asked for though one.
+_FOUND = ("skipped", "kills", "kills_in_a_save", "steps_saved", "fixed_as_good", "bound_by")
+_ASKED = ("votes",)
 
 
 class Change(NamedTuple):
@@ -40,7 +49,7 @@ class Change(NamedTuple):
 
 def _sign(name: str) -> int:
   """1 where higher is better, -1 where lower is, else 0."""
-  if name.startswith("baseline") or name.startswith("raw_"):
+  if name.startswith("baseline"):
     return 0
   # Rates first: they too end in "second".
   if any(name.endswith(end) for end in _HIGHER):
@@ -71,7 +80,6 @@ def _identity(row: dict[str, Any]) -> str:
     for name, value in sorted(row.items())
     if name not in ("measure", "versions", "baseline")
     and not _measured(name, value)
-    and not name.endswith("ratios")
     and value is not None
   }
   told = " ".join(f"{name}={json.dumps(value)}" for name, value in rest.items())
@@ -79,7 +87,12 @@ def _identity(row: dict[str, Any]) -> str:
 
 
 def _measured(name: str, value: Any) -> bool:
-  return isinstance(value, float) or name in _COUNTED or _sign(name) != 0
+  """Whether a run finds it out; what is asked for are words, whole numbers, lists of these."""
+  if name in _ASKED:
+    return False
+  values = value if isinstance(value, list) else [value]
+  fractions = any(isinstance(one, float) for one in values)
+  return fractions or name in _FOUND or _sign(name) != 0
 
 
 def changes(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> Iterator[Change]:

@@ -1,35 +1,57 @@
-"""Throughput of the data: the video source against bare PyAV, scenes rendered against trained.
+"""Pairs a second of every kind of data source, what a pair's time goes into, and what bounds it.
 
-Run by `launch/bench data`. Repetitions of the two sides are interleaved, so that other work on the
-machine falls on both, and the median of their ratios is reported.
+Run by `launch/bench data`. A loader with one worker hands pairs out; the same pairs are then read
+in this process, where reading and decoding, cropping and resizing are timed by themselves. What the
+loader took beyond these is the handover from the worker. Copying to the device and rendering are
+timed after it. Repetitions of all sides are interleaved, so that other work on the machine falls on
+each, and medians are reported.
+
+The baselines: for videos the same seeks and frames by bare PyAV in this process; for scenes the
+training step that they are drawn for; for the others reading and decoding alone.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import av
+import bench_facts
+import data_sources
 import jax
 import numpy as np
 import optax
 
-from cwm_jax import step, tasks
+from cwm_jax import progress, sharding, step, tasks
 from cwm_jax.configs import base, pretrain_tiny
-from cwm_jax.data import listing, procedural, rendering
-from cwm_jax.data.loader import example_stream, make_loader
-from cwm_jax.data.sources import VideoSource
-from cwm_jax.types import InputError
+from cwm_jax.data import labels, listing, procedural, rendering, sources, tfds_source, transforms
+from cwm_jax.data.loader import Loader, example_stream, make_loader, shard_batch
+from cwm_jax.types import FramePair, InputError
 
-IMAGE_HW = (256, 256)
 GAP_MS = 150.0
-BATCH = 4
-BATCHES = 5  # timed in each repetition
-REPETITIONS = 5
 READ_AHEAD = 4  # batches that the worker's queues hold, and one in the making
 SEED = 0
+PARTS = ("read_decode", "crop_resize", "handover", "copy", "render")
+# What reads and decodes a pair; of scenes, what draws their parameters.
+_READS = dict(
+  scenes=(procedural, "draw_scene"),
+  video=(sources.VideoSource, "read"),
+  frames=(sources.FrameFolderSource, "read"),
+  tfds=(tfds_source.TfdsSource, "read"),
+  labels=(labels.LabelsSource, "_read"),
+)
+
+Baseline = Callable[[list[int], Any], float]
 
 
 def raw_pair(path: str, share: float, gap_s: float) -> list[np.ndarray]:
@@ -64,117 +86,192 @@ class _Turns:
     return item
 
 
-def bench_video(folder: str) -> dict:
-  """The loader with one worker against bare PyAV in one process, on the same seeks.
-
-  Wall-clock ratios need a quiet machine. The ratio of CPU seconds, with both sides in this process,
-  does not.
-  """
-  paths = listing.list_videos(folder)
-  data = base.get_config().data
-  data.batch_size, data.num_workers, data.prefetch = BATCH, 1, 1
-  data.sources.scenes.weight, data.sources.video.weight = 0.0, 1.0
-  data.sources.video.update(dict(paths=folder, gap_ms=GAP_MS))
-  source = VideoSource(
-    folder, gap_ms=GAP_MS, image_hw=IMAGE_HW, seed=SEED, crop=data.crop, flip=data.flip
-  )
+def bare_pyav(videos: str) -> Baseline:
+  """Reads the pairs of these places without the source; seconds."""
+  paths = listing.list_videos(videos)
   turns = example_stream(_Turns(len(paths)), seed=SEED)
-  loader = make_loader(data, image_hw=IMAGE_HW, seed=SEED)
 
-  def raw(position: int) -> None:
-    share = np.random.default_rng([SEED, position]).random()
-    raw_pair(paths[turns[position]], share, GAP_MS / 1000)
-
-  loader_rates, raw_rates, cpu_ratios = [], [], []
-  for repetition in range(REPETITIONS + 1):  # the first one starts the worker and fills caches
-    # What was read ahead must not count: when it is used up, time what the worker makes.
-    for _ in range(READ_AHEAD):
-      next(loader)
+  def read(positions: list[int], _: Any) -> float:
     began = time.perf_counter()
-    positions = np.concatenate([next(loader)["index"] for _ in range(BATCHES)]).tolist()
-    loader_seconds = time.perf_counter() - began
-    # The worker reads ahead again; it must be at rest while the other side is timed.
-    time.sleep(1.5 * READ_AHEAD * loader_seconds / BATCHES)
-    began, began_cpu = time.perf_counter(), time.process_time()
     for position in positions:
-      raw(position)
-    raw_seconds, raw_cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    began_cpu = time.process_time()
-    for position in positions:
-      source.example(position, turns[position])
-    source_cpu = time.process_time() - began_cpu
-    if repetition:
-      loader_rates.append(len(positions) / loader_seconds)
-      raw_rates.append(len(positions) / raw_seconds)
-      cpu_ratios.append(raw_cpu / source_cpu)
-  loader.close()
-  ratios = np.array(loader_rates) / np.array(raw_rates)
-  return dict(
-    measure="video",
-    pairs_per_second=round(float(np.median(loader_rates)), 2),
-    raw_pairs_per_second=round(float(np.median(raw_rates)), 2),
-    ratio=round(float(np.median(ratios)), 3),
-    ratios=np.round(ratios, 3).tolist(),
-    cpu_ratio=round(float(np.median(cpu_ratios)), 3),
-    cpu_ratios=np.round(cpu_ratios, 3).tolist(),
-    files=len(paths),
-    skipped=loader.skipped(),
-    image_hw=IMAGE_HW,
-  )
+      share = np.random.default_rng([SEED, position]).random()
+      raw_pair(paths[turns[position]], share, GAP_MS / 1000)
+    return time.perf_counter() - began
+
+  return read
 
 
-def bench_scenes() -> dict:
-  """Pairs/s rendered against pairs/s trained, on this machine's device, with the shipped network.
-
-  Also the scenes/s that one thread draws in NumPy. Rendering and training take turns.
-  """
-  config = pretrain_tiny.get_config("large")
-  task, count = tasks.build(config), config.data.batch_size
-  began = time.perf_counter()
-  drawn = [
-    procedural.draw_scene(
-      seed, procedural.PRESETS["worlds"], max_objects=config.data.sources.scenes.max_objects
-    )
-    for seed in range(count)
-  ]
-  draw_seconds = time.perf_counter() - began
-  scenes = {name: np.stack([scene[name] for scene in drawn]) for name in drawn[0]}
-  tx = optax.adamw(1e-3)
+def training(config: Any) -> Baseline:
+  """Trains on as many pairs; seconds."""
+  task, tx = tasks.build(config), optax.adamw(1e-3)
   update = jax.jit(step.make_update(task, tx, lambda _: 1e-3, seed=SEED))
   state = step.init_state(task, tx, jax.random.key(SEED), keep_ema=False)
 
-  def render():
-    return rendering.render(scenes, size_hw=task.image_hw, texture_size=min(task.image_hw))
+  def train(positions: list[int], pairs: list[FramePair]) -> float:
+    began = time.perf_counter()
+    for pair in pairs:
+      jax.block_until_ready(update(state, pair))
+    return time.perf_counter() - began
 
-  pair = render()
-  jax.block_until_ready(update(state, pair))  # both are compiled now
-  seconds = {"rendered": [], "trained": []}
-  for _ in range(REPETITIONS):
-    for name, work in (("rendered", render), ("trained", lambda: update(state, pair))):
-      began = time.perf_counter()
-      jax.block_until_ready(work())
-      seconds[name].append(time.perf_counter() - began)
-  rates = {name: round(count / float(np.median(values)), 1) for name, values in seconds.items()}
-  return dict(
-    measure="scenes",
-    drawn_per_second=round(count / draw_seconds, 1),
-    rendered_pairs_per_second=rates["rendered"],
-    trained_pairs_per_second=rates["trained"],
-    size_hw=task.image_hw,
-    device=jax.devices()[0].device_kind,
+  return train
+
+
+@contextlib.contextmanager
+def timed(owner: Any, name: str) -> Iterator[list[float]]:
+  """Has `owner.name` note the seconds of each of its calls in the list that is given."""
+  plain, seconds = getattr(owner, name), []
+
+  def call(*args: Any, **kwargs: Any) -> Any:
+    began = time.perf_counter()
+    try:
+      return plain(*args, **kwargs)
+    finally:
+      seconds.append(time.perf_counter() - began)
+
+  with mock.patch.object(owner, name, call):
+    yield seconds
+
+
+class Measured:
+  """Seconds of one repetition, of `count` pairs: those of PARTS, and of the sides."""
+
+  def __init__(self, count: int):
+    self.count, self.seconds = count, {}
+
+  def __setitem__(self, name: str, seconds: float) -> None:
+    self.seconds[name] = seconds / self.count
+
+
+def repeat(
+  name: str, loader: Loader, alone: Loader, device: Any, baseline: Baseline | None, batches: int
+) -> Measured:
+  """One repetition of all sides.
+
+  Args:
+    name: of the source.
+    loader: with one worker.
+    alone: the same without.
+    device: (batch -> the same on the device, that -> pairs).
+    baseline: seconds of what the source is compared with, or None.
+    batches: that are timed.
+  """
+  copy, render = device
+  # What was read ahead must not count: when it is used up, time what the worker makes.
+  for _ in range(READ_AHEAD):
+    next(loader)
+  place = loader.get_state()
+  began = time.perf_counter()
+  handed = [next(loader) for _ in range(batches)]
+  loader_seconds = time.perf_counter() - began
+  # The worker reads ahead again; it must be at rest while the other sides are timed.
+  time.sleep(1.5 * READ_AHEAD * loader_seconds / batches)
+  positions = np.concatenate([batch["index"] for batch in handed]).tolist()
+  found = Measured(len(positions))
+  alone.set_state(place)
+  with timed(*_READS[name]) as reading, timed(transforms, "apply_view") as resizing:
+    began_cpu = time.process_time()
+    again = [next(alone) for _ in range(batches)]
+    found["own_cpu"] = time.process_time() - began_cpu
+  assert reading and [b["index"].tolist() for b in handed] == [b["index"].tolist() for b in again]
+  found["loader"] = loader_seconds
+  found["read_decode"], found["crop_resize"] = sum(reading), sum(resizing)
+  # The worker is ahead by a little sometimes: nothing is handed over in less than no time.
+  found["handover"] = max(0.0, loader_seconds - sum(reading) - sum(resizing))
+  began = time.perf_counter()
+  there = [jax.block_until_ready(copy(batch)) for batch in handed]
+  found["copy"] = time.perf_counter() - began
+  began = time.perf_counter()
+  pairs = [jax.block_until_ready(render(batch)) for batch in there]
+  found["render"] = time.perf_counter() - began
+  began_cpu = time.process_time()
+  found["baseline"] = baseline(positions, pairs) if baseline else sum(reading)
+  found["baseline_cpu"] = time.process_time() - began_cpu
+  return found
+
+
+def bench(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+  """The row of a source, whose files are made in `folder`."""
+  compilations = progress.CompilationCounter()
+  config = pretrain_tiny.get_config(options.stage)
+  data, image_hw = config.data, (options.image, options.image)
+  named, baseline = "reading and decoding alone", None
+  if name == "scenes":
+    named, baseline = f"training of pretrain_tiny:{options.stage}", training(config)
+    image_hw = tuple(config.model.image_hw)
+  elif name == "video":
+    named, baseline = f"bare PyAV {av.__version__}", bare_pyav(options.videos)
+  made = data_sources.make(name, options.videos, folder, image_hw=image_hw)
+  scenes = data.sources.scenes if name == "scenes" else base.get_config().data.sources.scenes
+  data.sources.scenes = scenes
+  for other, settings in data.sources.items():
+    settings.weight = float(other == name)
+  data.sources[name].update(made)
+  data.sources.video.gap_ms = GAP_MS
+  data.update(dict(batch_size=options.batch, num_workers=1, prefetch=1))
+  loader = make_loader(data, image_hw=image_hw, seed=SEED)
+  data.update(dict(num_workers=0, prefetch=0))
+  alone = make_loader(data, image_hw=image_hw, seed=SEED)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+  render = jax.jit(
+    partial(rendering.render_batch, size_hw=image_hw, texture_size=scenes.texture_size)
+  )
+  device = (partial(shard_batch, mesh=mesh), render)
+  # The first repetition starts the worker, fills caches, compiles.
+  rows = [
+    repeat(name, loader, alone, device, baseline, options.batches).seconds
+    for _ in range(options.repetitions + 1)
+  ][1:]
+  loader.close()
+  alone.close()
+  took = {side: float(np.median([row[side] for row in rows])) for side in rows[0]}
+  parts = {part: took[part] for part in PARTS}
+  # Scenes are made on the device, others on the host.
+  ours = [row["copy"] + row["render"] if name == "scenes" else row["loader"] for row in rows]
+  return bench_facts.row(
+    "data",
+    source=name,
+    pairs_per_second=round(1 / float(np.median(ours)), 2),
+    loader_pairs_per_second=round(1 / took["loader"], 2),
+    **{f"{part}_ms": round(1000 * seconds, 4) for part, seconds in parts.items()},
+    bound_by=max(parts, key=parts.get),
+    baseline=named,
+    baseline_pairs_per_second=round(1 / took["baseline"], 2),
+    ratio=float(np.median([row["baseline"] / own for row, own in zip(rows, ours)])),
+    # Wall-clock ratios need a quiet machine; that of CPU seconds, both in this process, does not.
+    cpu_ratio=round(took["baseline_cpu"] / took["own_cpu"], 3) if name == "video" else None,
+    skipped=loader.skipped(),
+    image_hw=list(image_hw),
+    batch=options.batch,
+    batches=options.batches,
+    repetitions=options.repetitions,
+    compilations=compilations.count,
   )
 
 
 def main() -> int:
-  folder = (
-    sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.environ.get("CWM_DATA", ""), "clips")
+  """Prints a row for each source; exit code 2 where something given cannot be used."""
+  parser = argparse.ArgumentParser(prog="launch/bench data", description=__doc__.split("\n\n")[0])
+  add = parser.add_argument
+  default = os.path.join(os.environ.get("CWM_DATA", ""), "clips")
+  add("videos", nargs="?", default=default, help="a folder of videos (default: $CWM_DATA/clips)")
+  add("--sources", nargs="+", default=data_sources.NAMES, choices=data_sources.NAMES)
+  add("--image", type=int, default=256, help="side of the pairs, but for scenes, pixels")
+  add(
+    "--stage", default="large", choices=list(pretrain_tiny.CURRICULA), help="scenes are drawn for"
   )
-  try:
-    print(json.dumps(bench_video(folder)), flush=True)
-  except InputError as error:
-    print(f"{error}; name a folder of videos or set CWM_DATA", file=sys.stderr)
-    return 2
-  print(json.dumps(bench_scenes()), flush=True)
+  add("--batch", type=int, default=4)
+  add("--batches", type=int, default=5, help="of a repetition")
+  add("--repetitions", type=int, default=5)
+  options = parser.parse_args()
+  if min(options.image, options.batch, options.batches, options.repetitions) < 1:
+    parser.error("image, batch, batches and repetitions are 1 or more")
+  for name in options.sources:
+    with tempfile.TemporaryDirectory(prefix="cwm-data-") as folder:
+      try:
+        print(json.dumps(bench(name, options, Path(folder))), flush=True)
+      except InputError as error:
+        print(f"error: {error}; name a folder of videos or set CWM_DATA", file=sys.stderr)
+        return 2
   return 0
 
 

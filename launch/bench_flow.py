@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import bench_facts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,14 +77,16 @@ def time_sea_raft(frames: np.ndarray, options: argparse.Namespace) -> Iterator[d
   row = _row(f"sea_raft_{options.size_name}", run_ours(full), run_theirs(full), frames)
   for side in sides:
     row[f"{side}_seconds"] = round(seconds[side, full], 4)
-  row["our_rate_over_torch"] = round(seconds["torch", full] / seconds["ours", full], 3)
+  row["baseline"] = f"the authors' code, torch {torch.__version__}"
+  row["ratio"] = round(seconds["torch", full] / seconds["ours", full], 3)
   yield row | dict(iterations=full)
   for side in sides:
     # Without an iteration there are no features of the frames and no correlations.
     each = (seconds[side, full] - seconds[side, 1]) / max(1, full - 1)
     features = seconds[side, 1] - seconds[side, 0] - each
     parts = dict(context=seconds[side, 0], features_and_correlation=features, iteration=each)
-    yield dict(measure="parts", side=side, **{part: round(s, 4) for part, s in parts.items()})
+    rounded = {part: round(s, 4) for part, s in parts.items()}
+    yield dict(measure="parts", side=side, **rounded, **bench_facts.facts())
 
 
 def _seconds(
@@ -155,7 +158,7 @@ def _row(name: str, got: np.ndarray, want: np.ndarray, frames: np.ndarray, **mor
     width=frames.shape[2],
     apart_px=float(np.abs(got - want).max()),
     largest_flow_px=round(float(np.abs(want).max()), 2),
-    device=jax.local_devices()[0].device_kind,
+    **bench_facts.facts(),
     **more,
   )
 

@@ -252,17 +252,22 @@ def main() -> int:
   )
   parser.add_argument("--out", type=Path, default=Path("passes"), metavar="DIR")
   options = parser.parse_args()
+  import bench_facts
+
+  from cwm_jax import progress
   from cwm_jax.types import InputError
 
   known = {"points": study_points, "dense": study_dense}
-  rows = {}
+  rows, compilations = {}, progress.CompilationCounter()
   try:
     for name in options.studies or known:
       if name not in known:
         raise InputError(f"there is no study {name!r}; choose points or dense")
+      before = compilations.count
       rows[name] = known[name](options)
+      of_study = dict(study=name, scenes=options.scenes, compilations=compilations.count - before)
       for row in rows[name]:
-        print(json.dumps(dict(study=name, scenes=options.scenes) | row), flush=True)
+        print(json.dumps(bench_facts.row("passes", **of_study, **row)), flush=True)
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -24,12 +24,13 @@ def measure(options: argparse.Namespace) -> None:
   import numpy as np
   from jax.sharding import Mesh
 
-  from cwm_jax import programs, schedule, sharding, tasks
+  from cwm_jax import programs, progress, schedule, sharding, tasks
   from cwm_jax.types import FramePair
 
   named, _, argument = options.config.partition(":")
   module = importlib.import_module(f"cwm_jax.configs.{named}")
   alone = None
+  compilations = progress.CompilationCounter()
   count = 1
   while count <= len(jax.devices()):
     config = module.get_config(argument)
@@ -38,6 +39,7 @@ def measure(options: argparse.Namespace) -> None:
     grid = np.array(jax.devices()[:count]).reshape(count // fsdp, fsdp, 1)
     mesh = Mesh(grid, sharding.AXES)
     task = tasks.build(config)
+    compiled_before = compilations.count
 
     def steps(value: Any, name: str, batch: int = config.data.batch_size) -> int:
       return schedule.to_steps(value, batch_size=batch, epoch_examples=1_000_000)
@@ -56,16 +58,25 @@ def measure(options: argparse.Namespace) -> None:
       seconds.append(time.perf_counter() - began)
     rate = options.steps * config.data.batch_size / float(np.median(seconds[1:]))
     alone = alone or rate
-    row = dict(
-      measure="scaling",
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    flops = 3 * progress.matmul_flops(
+      task.loss, built.wanted.params, programs.pair_shapes(task, 1), keys
+    )
+    row = bench_facts.row(
+      "scaling",
       config=options.config,
       used=count,
       fsdp=fsdp,
       batch=config.data.batch_size,
       pairs_per_second=round(rate, 2),
       efficiency=round(rate / (alone * count), 3),
+      baseline="one device",
+      ratio=rate / alone,
+      flop_per_second=rate * flops,
+      on_devices=count,
+      compilations=compilations.count - compiled_before,
     )
-    print(json.dumps(row | bench_facts.facts()), flush=True)
+    print(json.dumps(row), flush=True)
     count *= 2
 
 

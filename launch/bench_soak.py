@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bench_facts
 import jax
 
 from cwm_jax import checkpoint, fingerprint, progress, train
@@ -123,8 +124,10 @@ def soak(kills: int, seed: int, folder: Path) -> dict[str, Any]:
   life(config, folder / "killed", None)
   states = [json.loads((folder / name / "state.json").read_text()) for name in ("whole", "killed")]
   params = [checkpoint.load_params(folder / name)[0] for name in ("whole", "killed")]
-  return dict(
-    measure="soak",
+  # Its compilations are its lives'; this process only starts them and looks on.
+  return bench_facts.row(
+    "soak",
+    compilations=None,
     kills=len(struck),
     kills_in_a_save=sum(kill["in_a_save"] for kill in struck),
     steps_saved=[kill["saved"] for kill in struck],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_facts
 import numpy as np
-from bench_facts import facts
 
 SIDES = ("student", "supervised", "teacher")
 _NEITHER = "neither"  # a process that asks nobody: what the others' memory is counted from
@@ -30,7 +31,7 @@ _COLUMNS = (
   ("s / pair", "seconds_per_pair", False),
   ("pairs/s", "pairs_per_second", False),
   ("MiB", "mib", False),
-  ("x teacher", "teacher_ratio", False),
+  ("x teacher", "ratio", False),
 )
 
 
@@ -57,18 +58,40 @@ def frames(options: argparse.Namespace) -> np.ndarray:
   return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def in_turns(trackers: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
-  """Median seconds of each side; the first turn compiles and is not timed."""
+def flops_of_answer(side: str, tracker: Any, options: argparse.Namespace) -> float:
+  """Model FLOPs of an answer: both directions of a flow network, or the passes of the teacher."""
+  import jax
+
+  from cwm_jax import progress
+
+  engine = tracker._engine  # the network itself is nobody else's affair
+  if side != "teacher":
+    both = jax.ShapeDtypeStruct((2, 2, options.side, options.side, 3), "float32")
+    return progress.matmul_flops(engine._flow_fn, both)
+  passes = (options.points + 1) * options.masks
+  return passes * bench_facts.pass_flops(
+    engine._predict_fn, engine.image_hw, engine.masks.shape[-2:]
+  )
+
+
+def in_turns(
+  trackers: dict[str, Any], options: argparse.Namespace
+) -> tuple[dict[str, float], dict[str, int]]:
+  """Median seconds of each side, and its compilations; the first turn is not timed."""
+  from cwm_jax import progress
+
   asked = {side: question(side, tracker, options) for side, tracker in trackers.items()}
   seconds: dict[str, list[float]] = {side: [] for side in asked}
+  compiled, counter = dict.fromkeys(asked, 0), progress.CompilationCounter()
   pair = frames(options)
   for turn in range(options.repetitions + 1):
     for side, answer in asked.items():
-      began = time.perf_counter()
+      before, began = counter.count, time.perf_counter()
       answer(pair)
       if turn:
         seconds[side].append(time.perf_counter() - began)
-  return {side: statistics.median(taken) for side, taken in seconds.items()}
+      compiled[side] += counter.count - before
+  return {side: statistics.median(taken) for side, taken in seconds.items()}, compiled
 
 
 def accuracy(trackers: dict[str, Any], scenes: int) -> dict[str, dict[str, float]]:
@@ -88,14 +111,10 @@ def accuracy(trackers: dict[str, Any], scenes: int) -> dict[str, dict[str, float
 def peak_mib(side: str) -> float:
   """The peak memory of a process that answers once."""
   asked = [sys.executable, __file__, *sys.argv[1:], "--only", side]
-  done = subprocess.run(asked, capture_output=True, text=True, check=True)
+  # A GPU's memory is this process's already, but for the rest.
+  sharing = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+  done = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True, env=sharing)
   return json.loads(done.stdout)["mib"]
-
-
-def peak_of_this_process() -> float:
-  """MiB. Not `ru_maxrss`, which a process takes over from the one that started it."""
-  lines = Path("/proc/self/status").read_text().splitlines()
-  return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> int:
@@ -119,29 +138,35 @@ def main() -> int:
     if options.only:
       if options.only != _NEITHER:
         question(options.only, load(options.only, options), options)(frames(options))
-      print(json.dumps({"mib": peak_of_this_process()}))
+      print(json.dumps({"mib": bench_facts.peak_mib()}))
       return 0
     trackers = {side: load(side, options) for side in sides}
   except InputError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  seconds, scores = in_turns(trackers, options), accuracy(trackers, options.scenes)
+  (seconds, compiled), scores = in_turns(trackers, options), accuracy(trackers, options.scenes)
   memory = {side: peak_mib(side) for side in (*sides, _NEITHER)}
-  rows = {
-    side: {
-      **scores[side],
-      "seconds_per_pair": round(seconds[side], 4),
-      "pairs_per_second": round(1 / seconds[side], 2),
-      "mib": round(memory[side] - memory[_NEITHER]),
-      "teacher_ratio": round(seconds["teacher"] / seconds[side], 1),
-    }
-    for side in sides
-  }
-  for side, row in rows.items():
-    weights = Path(getattr(options, side) or "shipped").name
+  rows = {}
+  for side in sides:
+    flops = flops_of_answer(side, trackers[side], options)
     told = {key: getattr(options, key) for key in ("scenes", "side", "repetitions")}
     told |= {key: getattr(options, key) for key in ("points", "masks") if side == "teacher"}
-    print(json.dumps({"measure": side, "weights": weights} | row | told | facts()))
+    rows[side] = bench_facts.row(
+      side,
+      weights=Path(getattr(options, side) or "shipped").name,
+      **scores[side],
+      seconds_per_pair=round(seconds[side], 4),
+      pairs_per_second=round(1 / seconds[side], 2),
+      mib=round(memory[side] - memory[_NEITHER]),
+      peak=memory[side],
+      gflop_per_pair=float(f"{flops / 1e9:.4g}"),
+      baseline="teacher",
+      ratio=seconds["teacher"] / seconds[side],
+      flop_per_second=flops / seconds[side],
+      compilations=compiled[side],
+      **told,
+    )
+    print(json.dumps(rows[side]))
   print(tapvid_report.table(rows, _COLUMNS, corner="side"), file=sys.stderr)
   return 0
 

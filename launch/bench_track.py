@@ -16,10 +16,11 @@ import sys
 import time
 from typing import Any
 
-import jax
+import bench_facts
 import numpy as np
 import track_sides
 
+from cwm_jax import progress
 from cwm_jax.configs import opt_cwm
 from cwm_jax.types import InputError
 
@@ -37,49 +38,49 @@ def ask(options: argparse.Namespace) -> track_sides.Question:
 
 
 def measure(
-  sides: dict[str, track_sides.Side], question: track_sides.Question, repetitions: int
+  sides: dict[str, track_sides.Side],
+  question: track_sides.Question,
+  repetitions: int,
+  *,
+  baseline: str,
+  pass_flops: float,
 ) -> list[dict[str, Any]]:
-  """One row for each side, the first of which the others are compared with.
+  """One row for each side, compared with the last one, which `baseline` names in full.
 
   The first repetition compiles and is not timed. What compiles nothing is warmed up by one point.
   """
   seconds, cpu = ({name: [] for name in sides} for _ in range(2))
-  answers, compilations = {}, []
+  answers, compilations = {}, progress.CompilationCounter()
   compiled, grown, peaks = ({name: 0 for name in sides} for _ in range(3))
-
-  def count(event: str, duration: float, **_: Any) -> None:
-    if event == "/jax/core/compile/backend_compile_duration":
-      compilations.append(duration)
-
-  jax.monitoring.register_event_duration_secs_listener(count)
   for repetition in range(repetitions + 1):
     for name, side in sides.items():
-      compiled_before = len(compilations)
+      compiled_before = compilations.count
       began = time.perf_counter()
       asked = question if repetition or name != PUBLIC else question.first()
       answer = answers[name] = side(asked)
       took = time.perf_counter() - began
       print(f"{name}, repetition {repetition}: {took:.1f} s", file=sys.stderr, flush=True)
-      compiled[name] += len(compilations) - compiled_before
+      compiled[name] += compilations.count - compiled_before
       if repetition:
         seconds[name].append(took)
         cpu[name].append(answer.cpu_seconds)
         grown[name] = max(grown[name], answer.grown)
         peaks[name] = max(peaks[name], answer.peak)
-  jax.monitoring.unregister_event_duration_listener(count)
-  first, points, rows = next(iter(sides)), len(question.points_xy), []
+  (first, *_, last), points, rows = sides, len(question.points_xy), []
   for name, answer in answers.items():
     took = np.array(seconds[name])
     apart = np.linalg.norm(answer.xy - answers[first].xy, axis=-1)
-    row = dict(
-      measure="track",
+    row = bench_facts.row(
+      "track",
       side=name,
       points_per_second=round(points / float(np.median(took)), 4),
-      first_is_faster_by=round(float(np.median(took / np.array(seconds[first]))), 3),
+      baseline=baseline,
+      ratio=float(np.median(np.array(seconds[last]) / took)),
+      flop_per_second=answer.passes * pass_flops / float(np.median(took)),
       cpu_seconds_per_point=round(float(np.median(cpu[name])) / points, 4),
       passes_per_point=round(answer.passes / points, 3),
       grown_mib=round(grown[name] / 2**20, 1),
-      peak_mib=round(peaks[name] / 2**20, 1),
+      peak=peaks[name] / 2**20,
       compilations=compiled[name],
       same_destinations=round(float(np.mean(apart <= SAME_PX)), 3),
     )
@@ -124,20 +125,22 @@ def main() -> int:
   options = _options(sys.argv[1:])
   # A released size is told by its name; the options beside it say nothing then.
   unused = {"image", "width", "depth", "heads"} if options.model else {"model"}
-  facts = {name: value for name, value in vars(options).items() if name not in unused}
-  facts |= dict(device=jax.local_devices()[0].device_kind, versions="")
+  settings = {name: value for name, value in vars(options).items() if name not in unused}
   try:
     with contextlib.ExitStack() as stack:
       question, network = ask(options), track_sides.build(options)
-      sides = {"ours": track_sides.ours(network, options)}
+      sides, baseline = {"ours": track_sides.ours(network, options)}, "release schedule"
       if options.torch:
         opened = track_sides.public(network, options, question)
-        sides[PUBLIC], facts["versions"] = stack.enter_context(opened)
+        sides[PUBLIC], versions = stack.enter_context(opened)
+        baseline = f"{PUBLIC}, {versions}"
       else:
-        sides["release schedule"] = track_sides.ours(network, options, one_by_one=True)
-      facts["versions"] = ", ".join(filter(None, [f"jax {jax.__version__}", facts["versions"]]))
-      for row in measure(sides, question, options.repetitions):
-        print(json.dumps(row | facts), flush=True)
+        sides[baseline] = track_sides.ours(network, options, one_by_one=True)
+      (h, w), patch = network.model["image_hw"], network.model["patch"]
+      flops = bench_facts.pass_flops(network.predict, (h, w), (h // patch, w // patch))
+      compared = dict(baseline=baseline, pass_flops=flops)
+      for row in measure(sides, question, options.repetitions, **compared):
+        print(json.dumps(row | settings), flush=True)
   except (InputError, ValueError) as error:
     print(error, file=sys.stderr)
     return 2

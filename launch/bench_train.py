@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -137,17 +136,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
   shapes = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
   one = FramePair(jax.ShapeDtypeStruct((1, 2, *ours.task.image_hw, 3), jnp.float32))
   flops = 3 * progress.matmul_flops(ours.task.loss, ours.first, one, shapes)
-  peak = progress.peak_flops()
   row = dict(
-    measure="train",
     stage=options.stage,
     batch=options.batch,
     pairs_per_second=round(rates["ours"], 2),
     cpu_seconds_per_pair=round(_median(told["ours"], "cpu") / pairs, 5),
     gflop_per_second=round(rates["ours"] * flops / 1e9, 1),
-    flops_utilisation=round(rates["ours"] * flops / peak, 4) if peak else None,
-    peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     compilations=ours.compilations.count,
+    flop_per_second=rates["ours"] * flops,
+    on_devices=jax.device_count(),
   )
   if "torch" in sides:
     ratios = [t["seconds"] / o["seconds"] for o, t in zip(told["ours"], told["torch"])][1:]
@@ -156,14 +153,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     row |= dict(
       baseline=sides["torch"].versions,
       baseline_pairs_per_second=round(rates["torch"], 2),
-      ratio=round(float(np.median(ratios)), 3),
+      ratio=float(np.median(ratios)),
       ratios=np.round(ratios, 3).tolist(),
       cpu_ratio=round(float(np.median(cpu)), 3),
       first_losses_apart=float(f"{abs(losses[0][0] / losses[1][0] - 1):.2g}"),
       last_losses_apart=float(f"{abs(losses[0][-1] / losses[1][-1] - 1):.2g}"),
     )
     sides["torch"].process.terminate()
-  return row | bench_facts.facts()
+  return bench_facts.row("train", **row)
 
 
 def _median(runs: list[dict[str, Any]], name: str) -> float:
