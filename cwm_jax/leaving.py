@@ -10,7 +10,9 @@ import jax
 
 from cwm_jax import processes
 
-_AGREE_EVERY = 10  # steps between the processes' questions to each other
+# Between the processes' questions to each other: seconds, a small part of the time that a cluster
+# gives between SIGTERM and the end, and steps, a question being nothing beside so many of them.
+_ASK_EVERY_S, _ASK_EVERY_STEPS = 10.0, 10
 
 
 class Leaving:
@@ -21,6 +23,8 @@ class Leaving:
     self._began = time.monotonic()
     self._seconds = self._last_step = float("inf")
     self._signalled = False
+    self._asked: tuple[int, float] | None = None  # the last question's step, and when it was
+    self._ask_at = 0  # the next one's step; the same in every process
 
   def __enter__(self) -> Leaving:
     # Only the main thread may set handlers; a run in another one is stopped by other means.
@@ -48,16 +52,30 @@ class Leaving:
   def now(self, step: int) -> bool:
     """Whether to leave at this step; the same answer in every process."""
     late = time.monotonic() - self._began > self._seconds
-    if step >= self._last_step or agreed(self._signalled or late, step):
-      self.why = "SIGTERM" if self._signalled else "stop_after"
-      return True
-    return False
+    ended = step >= self._last_step
+    if not ended and not self.agreed(self._signalled or late, step):
+      return False
+    if self._signalled:
+      self.why = "SIGTERM"
+    else:
+      self.why = "stop_after" if ended or late else "another process leaves"
+    return True
 
+  def agreed(self, flag: bool, step: int) -> bool:
+    """Whether any process raised its flag; all must ask at the same steps.
 
-def agreed(flag: bool, step: int) -> bool:
-  """Whether any process raised its flag; with several processes asked every few steps only."""
-  if jax.process_count() == 1:
-    return flag
-  if step % _AGREE_EVERY:
-    return False
-  return processes.any_process(flag)
+    A question waits for the slowest process. So several processes ask each other every few steps
+    only, at each step where those are slow, and at others the answer is no. Which steps these are
+    follows from what all were told at the last one, never from a clock of their own.
+    """
+    if jax.process_count() == 1:
+      return flag
+    last, when = self._asked or (step - 1, self._began)
+    if last < step < self._ask_at:
+      return False
+    now = time.monotonic()
+    raised, seconds = processes.highest(flag, now - when)
+    if last < step:
+      steps = int(_ASK_EVERY_S * (step - last) / max(seconds, 1e-6))
+      self._asked, self._ask_at = (step, now), step + min(max(steps, 1), _ASK_EVERY_STEPS)
+    return bool(raised)

@@ -66,8 +66,13 @@ def _do() -> None:
   """Works; whatever ends it is one sentence and an exit code."""
   watch = None
   try:
+    from cwm_jax import sharding
+
+    config = _CONFIG.value
+    # Before joining, at which JAX takes stock of its devices.
+    sharding.play_devices(config.cpu_devices)
     watch = _join() if _DISTRIBUTED.value else None
-    _work(_CONFIG.value, _WORKDIR.value)
+    _work(config, _WORKDIR.value)
   except InputError as error:
     _leave(watch, str(error), 2)
   except Exception as error:
@@ -130,9 +135,9 @@ def _join():
 def _work(config, workdir: str) -> None:
   import jax
 
-  from cwm_jax import sharding
+  from cwm_jax import compilation_cache
 
-  sharding.play_devices(config.cpu_devices)
+  compilation_cache.keep_programs()
   if jax.process_index() > 0:
     logging.getLogger("cwm_jax").setLevel(logging.WARNING)
   if config.job == "train":

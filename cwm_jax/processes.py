@@ -28,11 +28,17 @@ _DONE = "done"
 
 def any_process(flag: bool) -> bool:
   """Whether any process raised its flag; all must ask at the same point of the program."""
+  return bool(highest(flag)[0])
+
+
+def highest(*values: float) -> tuple[float, ...]:
+  """Each value at its highest in any process (float32); all must ask at the same point."""
   if jax.process_count() == 1:
-    return flag
+    return values
   from jax.experimental import multihost_utils
 
-  return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+  told = multihost_utils.process_allgather(np.array(values, np.float32))
+  return tuple(np.max(told, axis=0).tolist())
 
 
 def watch_others(*, lost_after: float) -> Watch:

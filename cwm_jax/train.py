@@ -166,7 +166,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
     leave = step >= total or leaving.now(step)
     fresh = step > start
     old = time.monotonic() - saved_at > 60 * config.checkpoint.minutes
-    save = fresh and (leave or schedule.is_due(step, save_every) or leaving_lib.agreed(old, step))
+    save = fresh and (leave or schedule.is_due(step, save_every) or leaving.agreed(old, step))
     evaluate = fresh and schedule.is_due(step, eval_every, last=total)
     picture = fresh and schedule.is_due(step, images_every, last=total)
 

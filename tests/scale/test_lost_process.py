@@ -1,7 +1,8 @@
-"""A process of a job dies or falls silent: the others leave with a sentence, in time."""
+"""A process of a job dies, falls silent or is told to leave: the others leave too, in time."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -19,15 +20,17 @@ from cwm_jax import processes, supervision
 LOST_AFTER = 8.0
 
 
-def test_a_host_falls_silent_and_the_one_that_keeps_the_job_dies_each_is_a_sentence(tmp_path):
+@contextlib.contextmanager
+def two_at_work(workdir, *arguments):
+  """Two processes of one endless training, after its first step."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   both = [
     subprocess.Popen(
       tiny_job.command(
-        *(f"--workdir={tmp_path}", "--distributed", f"--coordinator={address}"),
-        *("--processes=2", f"--process={process}", f"--lost_after={LOST_AFTER}"),
+        *(f"--workdir={workdir}", "--distributed", f"--coordinator={address}"),
+        *("--processes=2", f"--process={process}", f"--lost_after={LOST_AFTER}", *arguments),
         config=":endless",
       ),
       cwd=tiny_job.ROOT,
@@ -39,12 +42,33 @@ def test_a_host_falls_silent_and_the_one_that_keeps_the_job_dies_each_is_a_sente
   ]
   try:
     deadline = time.monotonic() + 240
-    while not (tmp_path / "metrics.jsonl").exists():
+    while not (workdir / "metrics.jsonl").exists():
       assert time.monotonic() < deadline and all(process.poll() is None for process in both)
       time.sleep(0.2)
+    yield both
+  finally:
+    for process in both:
+      process.kill()
+
+
+def child_of(process):
+  """The process that works; its parent, which was started, says what ends it."""
+  return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+
+
+def left_for(process, said):
+  """The sentence with which a process left, to be started again."""
+  assert process.returncode == supervision.START_AGAIN, said[-2000:]
+  assert "Traceback" not in said
+  [told] = [line for line in said.splitlines() if line.startswith("error: ")]
+  assert "they go on from the last checkpoint" in told
+  return told
+
+
+def test_a_host_falls_silent_and_the_one_that_keeps_the_job_dies_each_is_a_sentence(tmp_path):
+  with two_at_work(tmp_path) as both:
     # Stopped, not killed: its connections stay open, as those of a host without power do.
-    pid = both[1].pid
-    child = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+    child = child_of(both[1])
     os.kill(child, signal.SIGSTOP)
     began = time.monotonic()
     said = both[0].communicate(timeout=90)[1]
@@ -52,13 +76,29 @@ def test_a_host_falls_silent_and_the_one_that_keeps_the_job_dies_each_is_a_sente
     os.kill(child, signal.SIGCONT)
     # It wakes to find process 0 gone, and JAX ends it from below.
     said_by_other = both[1].communicate(timeout=90)[1]
-  finally:
-    for process in both:
-      process.kill()
-  for process, words, lost in ((both[0], said, 1), (both[1], said_by_other, 0)):
-    assert process.returncode == supervision.START_AGAIN, words[-2000:]
-    [told] = [line for line in words.splitlines() if line.startswith("error: ")]
-    assert f"process {lost} " in told and "they go on from the last checkpoint" in told
+  assert "process 1 " in left_for(both[0], said)
+  assert "process 0 " in left_for(both[1], said_by_other)
+
+
+def test_where_a_process_is_killed_the_failing_collective_names_it(tmp_path):
+  with two_at_work(tmp_path) as both:
+    os.kill(child_of(both[1]), signal.SIGKILL)
+    # Its connections end with it: the other's step fails at once, long before its silence is told.
+    said, said_by_other = (process.communicate(timeout=90)[1] for process in both)
+  assert "process 1 of 2 has not been heard of" in left_for(both[0], said)
+  assert "ended by SIGKILL" in left_for(both[1], said_by_other)
+
+
+def test_sigterm_to_one_of_two_processes_has_both_save_the_same_step_and_leave(tmp_path):
+  with two_at_work(tmp_path, "--config.cpu_devices=2") as both:
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=90)[1] for process in both]
+  assert [process.returncode for process in both] == [0, 0], "".join(s[-2000:] for s in said)
+  # Each plays the devices that the config asks for.
+  assert " 4 devices" in said[0]
+  [saved] = (tmp_path / "checkpoints").iterdir()
+  assert int(saved.name) == tiny_job.rows(tmp_path)[-1]["step"]
+  assert f"left at step {saved.name} of 1000000: another process leaves" in said[0]
 
 
 class Store:
