@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cwm_jax import commands, terminal
+from cwm_jax import commands, compilation_cache, terminal
 from cwm_jax.types import InputError
 
 _SCENES = 100  # when nothing else is asked for
@@ -76,6 +76,7 @@ def evaluate(
   set_keys(config, settings)
   config.lock()
   printed = io.StringIO()
+  compilation_cache.keep_programs()
   with terminal.log_shown(), contextlib.redirect_stdout(printed if as_json else sys.stdout):
     numbers = job.run(config, out)
   files = [Path(out) / job.RESULTS]
@@ -97,7 +98,8 @@ def train(
 ) -> int:
   """Carries weights on with on a folder of videos, or trains by a named config.
 
-  Leaves WORKDIR/model.safetensors, which `--weights` of every command takes.
+  Leaves WORKDIR/model.safetensors, which `--weights` of every command takes, also where it is
+  interrupted; of a joint training WORKDIR/mark.safetensors, the mark that it learned.
 
   Args:
     workdir: for checkpoints, metrics, pictures.
@@ -116,7 +118,7 @@ def train(
   Raises:
     InputError: anything given that cannot be used.
   """
-  from cwm_jax import conversion, sharding
+  from cwm_jax import sharding
   from cwm_jax import train as job
 
   config = load_config(config_name or "finetune")
@@ -141,27 +143,36 @@ def train(
   set_keys(config, settings)
   config.lock()
   sharding.play_devices(config.cpu_devices)
+  compilation_cache.keep_programs()
   with terminal.log_shown(), _ctrl_c_saves() as interrupted:
     try:
       state = job.train(config, workdir)
     except job.NonFiniteError as error:
       print(f"error: {error}", file=sys.stderr)
       return 3
+  step = int(state.step)
+  if step:  # else there is no checkpoint yet
+    _convert(workdir, "mark" if config.task == "joint" else "model", as_json=as_json)
   if interrupted:
-    print(f"interrupted at step {int(state.step)}; the same command goes on", file=sys.stderr)
+    print(f"interrupted at step {step}; the same command goes on", file=sys.stderr)
     return 130
-  if config.task != "joint":
-    conversion.run(
-      source=workdir,
-      out=str(Path(workdir) / "model.safetensors"),
-      dtype="float32",
-      over=None,
-      keep_base=False,
-      like=None,
-      heads=None,
-      as_json=as_json,
-    )
   return 0
+
+
+def _convert(workdir: str, name: str, *, as_json: bool) -> None:
+  """Writes WORKDIR/NAME.safetensors from the newest checkpoint, and says so."""
+  from cwm_jax import conversion
+
+  conversion.run(
+    source=workdir,
+    out=str(Path(workdir) / f"{name}.safetensors"),
+    dtype="float32",
+    over=None,
+    keep_base=False,
+    like=None,
+    heads=None,
+    as_json=as_json,
+  )
 
 
 def label(
@@ -196,6 +207,7 @@ def label(
     config.data.sources.video.update(weight=1.0, paths=videos)
   set_keys(config, settings)
   config.lock()
+  compilation_cache.keep_programs()
   with terminal.log_shown():
     manifest = job.run(config, out)
   text = f"{manifest['points']} points of {manifest['pairs']} pairs"
@@ -287,7 +299,12 @@ def _ctrl_c_saves() -> Iterator[list[bool]]:
     if seen:
       os._exit(130)
     seen.append(True)
-    print("\nsaving; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+    print(
+      "\nsaving, also as a weights file; Ctrl-C again leaves at once (of the last checkpoint "
+      "`cwm-jax convert` makes one)",
+      file=sys.stderr,
+      flush=True,
+    )
     os.kill(os.getpid(), signal.SIGTERM)
 
   # The command line's own way of leaving at once is put aside meanwhile.

@@ -10,11 +10,12 @@ import sys
 import time
 
 import command_line
+import joint_job
 import numpy as np
 import pytest
 
 from cwm_jax import jobs
-from cwm_jax.pretrained import weights
+from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.types import InputError
 
 
@@ -71,6 +72,7 @@ def test_ctrl_c_saves_a_training_that_the_same_command_goes_on_with(tmp_path, we
   argv[argv.index("--steps") + 1] = 100_000
   process = subprocess.Popen(
     [sys.executable, "-m", "cwm_jax.cli", *map(str, argv)],
+    stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
@@ -81,12 +83,31 @@ def test_ctrl_c_saves_a_training_that_the_same_command_goes_on_with(tmp_path, we
     assert process.poll() is None, process.communicate()[1]
     time.sleep(0.1)
   process.send_signal(signal.SIGINT)
-  _, stderr = process.communicate(timeout=180)
+  stdout, stderr = process.communicate(timeout=180)
   assert process.returncode == 130 and "Traceback" not in stderr
   assert "the same command goes on" in stderr.splitlines()[-1]
   step = int(stderr.split("interrupted at step ")[1].split(";")[0])
   saved = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()]
   assert step in saved and step >= 1
+  # What was learned so far can be used at once.
+  made = tmp_path / "run" / "model.safetensors"
+  assert "cwm-jax convert" in stderr and str(made) in stdout
+  before, now = (weights.flatten(weights.load(path)[0]) for path in (weights_path, made))
+  assert max(np.abs(before[name] - now[name]).max() for name in before) > 0
+
+
+def test_a_joint_training_leaves_the_mark_it_learned_and_says_so(
+  capsys, tmp_path, weights_path, monkeypatch
+):
+  monkeypatch.setattr(
+    jobs, "load_config", lambda name: joint_job.get_config(weights_path, total="1 steps")
+  )
+  argv = ["train", tmp_path / "run", "--config", "joint_tiny", "--json"]
+  code, out, err = command_line.run(capsys, *argv)
+  assert code == 0, err
+  made = tmp_path / "run" / "mark.safetensors"
+  assert json.loads(out)["files"] == [str(made)]
+  mark_files.load(made, model=command_line.MODEL)
 
 
 def test_keys_are_set_with_their_own_types():
