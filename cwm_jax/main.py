@@ -49,6 +49,10 @@ def _run(_) -> None:
   # The libraries' own lines at INFO would bury the progress line; --verbosity=0 shows them.
   if not any(argument.startswith("--verbosity") for argument in sys.argv):
     absl_logging.set_verbosity(absl_logging.WARNING)
+  # What fails in a thread that writes metrics is raised again in the loop, and told by `_do`.
+  absl_logging.get_absl_logger().addFilter(
+    lambda record: not record.pathname.endswith(os.path.join("clu", "asynclib.py"))
+  )
   logger = logging.getLogger("cwm_jax")
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -188,24 +189,88 @@ if __name__ == "__main__":
 """
 
 
-def test_a_full_disk_is_a_sentence_and_with_room_again_the_run_goes_on_exactly(tmp_path):
-  # A file system of our own, so that no other is filled; where users may not have one, skip.
+@pytest.fixture
+def on_a_disk(tmp_path):
+  """Runs a command on a file system of our own, so that no other is harmed; `$disk` in a shell."""
   mount = ["unshare", "-Urm", "sh", "-c"]
   if subprocess.run([*mount, "mount -t tmpfs none /tmp"], capture_output=True).returncode:
-    pytest.skip("this system does not let users mount a file system of their own")
+    reason = "this system does not let users mount a file system of their own"
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+      pytest.fail(reason)
+    pytest.skip(reason)
   disk = tmp_path / "disk"
   disk.mkdir()
-  script = 'mount -t tmpfs -o size=16m none "$0" && exec "$1" -c "$2" "$0" "$3"'
-  done = subprocess.run(
-    [*mount, script, str(disk), sys.executable, FULL_DISK, str(tmp_path / "whole")],
-    cwd=tiny_job.ROOT,
-    env=tiny_job.environment(),
-    capture_output=True,
-    text=True,
-    timeout=240,
-  )
+
+  def run(*command, first="true"):
+    return subprocess.run(
+      [*mount, f'mount -t tmpfs -o size=16m none "$0" && {first} && exec "$@"', disk, *command],
+      cwd=tiny_job.ROOT,
+      env=tiny_job.environment(),
+      capture_output=True,
+      text=True,
+      timeout=240,
+    )
+
+  run.disk = disk
+  return run
+
+
+def test_a_full_disk_is_a_sentence_and_with_room_again_the_run_goes_on_exactly(on_a_disk, tmp_path):
+  done = on_a_disk(sys.executable, "-c", FULL_DISK, on_a_disk.disk, tmp_path / "whole")
   assert done.returncode == 0, done.stderr[-3000:]
   told = next(line for line in done.stdout.splitlines() if line.startswith("SENTENCE"))
   assert "No space left on device" in told or "RESOURCE_EXHAUSTED" in told
   assert "start again with the same command" in told
   assert "SAME True" in done.stdout
+
+
+# A job whose disk turns read-only once the checkpoint of step 3 is there.
+READ_ONLY_DISK = """
+import subprocess, sys, time
+from pathlib import Path
+import tiny_job
+from cwm_jax import main
+from cwm_jax.data import loader
+
+if __name__ == "__main__":
+  disk = sys.argv[1]
+  checkpoints, fetch, fetched = Path(disk, "run", "checkpoints"), loader.Loader.__next__, []
+
+  def fetch_and_lock(self):
+    fetched.append(1)
+    if len(fetched) == 5:
+      while not (checkpoints / "3").exists():
+        time.sleep(0.05)
+      # A second mount over the first, which files that are open for writing would keep as it is.
+      subprocess.run(["mount", "--bind", disk, disk], check=True)
+      subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+    return fetch(self)
+
+  loader.Loader.__next__ = fetch_and_lock
+  asked = tiny_job.command(f"--workdir={disk}/run", "--config.checkpoint.every=3 steps")
+  sys.argv = asked[2:]
+  try:
+    main.main()
+  finally:
+    print("KEPT", *sorted(path.name for path in checkpoints.iterdir()))
+"""
+
+
+def sentence(done, code):
+  """The one line with which a job left."""
+  assert done.returncode == code, done.stderr[-3000:]
+  [told] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+  assert "Read-only file system" in told and "Traceback" not in done.stderr
+  return told
+
+
+def test_a_disk_that_turns_read_only_is_a_sentence_and_the_last_checkpoint_stays(on_a_disk):
+  done = on_a_disk(sys.executable, "-c", READ_ONLY_DISK, on_a_disk.disk)
+  assert "start again with the same command" in sentence(done, 4)
+  assert done.stdout.splitlines()[-1] == "KEPT 3"
+
+
+def test_a_start_on_a_read_only_disk_is_a_sentence(on_a_disk):
+  command = tiny_job.command(f"--workdir={on_a_disk.disk}/run")
+  done = on_a_disk(*command, first='mount -o remount,ro "$0"')
+  assert f"workdir {on_a_disk.disk}/run cannot be written" in sentence(done, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import time
@@ -136,6 +138,27 @@ def test_a_workdir_of_another_model_is_one_sentence(whole_run):
   workdir, _ = whole_run
   done = tiny_job.run_main(f"--workdir={workdir}", "--config.model.encoder_width=64")
   assert "model.encoder_width (32 -> 64)" in one_sentence(done)
+
+
+@pytest.mark.parametrize(
+  "change, code, told",
+  [
+    (lambda config: config["model"].update(later=1), 2, "model.later (1 -> None)"),
+    (lambda config: config["model"].pop("positions"), 2, "model.positions ("),
+    (lambda config: config["optim"].pop("ema_decay"), 0, "keep defaults: ['optim.ema_decay']"),
+  ],
+)
+def test_a_workdir_of_another_version_goes_on_or_is_one_sentence(
+  whole_run, tmp_path, change, code, told
+):
+  shutil.copytree(whole_run[0], tmp_path / "run")
+  path = tmp_path / "run" / "config.json"
+  config = json.loads(path.read_text())
+  change(config)
+  path.write_text(json.dumps(config))
+  done = tiny_job.run_main(f"--workdir={tmp_path}/run")
+  assert done.returncode == code, done.stderr[-2000:]
+  assert told in (one_sentence(done) if code else done.stderr)
 
 
 def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
