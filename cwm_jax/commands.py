@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cwm_jax import inputs, tracking, viz
+from cwm_jax import compilation_cache, inputs, tracking, viz
 from cwm_jax.data import flowfiles, images
 from cwm_jax.pretrained import flow_networks, releases
 from cwm_jax.pretrained import weights as weights_file
@@ -157,7 +155,7 @@ def load_tracker(reading: inputs.Reading, *, mark: Any = None):
   """A Tracker by the command line's options."""
   from cwm_jax.tracker import Tracker
 
-  keep_programs()
+  compilation_cache.keep_programs()
   path = weights_file.shipped() if reading.weights is None else reading.weights
   return Tracker.load(
     path,
@@ -166,29 +164,6 @@ def load_tracker(reading: inputs.Reading, *, mark: Any = None):
     masks_seed=reading.seed,
     mark=mark,
   )
-
-
-def keep_programs() -> None:
-  """Has compiled programs kept in the cache folder, so that the next command begins sooner.
-
-  Where JAX is told a folder of its own (JAX_COMPILATION_CACHE_DIR), that one is used. Programs are
-  those of one kind of processor: a home shared by several machines gets a folder for each.
-  """
-  import jax
-
-  if jax.config.jax_compilation_cache_dir:
-    return
-  kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
-  jax.config.update("jax_compilation_cache_dir", str(releases.cache_folder() / "programs" / kind))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _processor() -> str:
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return f"{platform.node()} {platform.machine()}"
-  return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
 def written(files: list[Path]) -> str:

@@ -18,6 +18,7 @@ RANKS = {
   **dict.fromkeys(["checkpoint", "writers", "progress", "leaving", "step"], 1),
   "pretrained": 2,
   **dict.fromkeys(["tracker", "flow_tracker", "tracking", "loading", "explanations", "tasks"], 3),
+  "compilation_cache": 3,
   **dict.fromkeys(["evals", "programs", "label_answers"], 4),
   **dict.fromkeys(["train", "evaluate", "label", "prepare"], 5),
   **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),
