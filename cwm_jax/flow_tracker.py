@@ -5,7 +5,8 @@ A pair of frames is one pass for all its points: dense flow forward and back, re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from cwm_jax import geometry, models
+from cwm_jax.counterfactual import ahead, pending
 from cwm_jax.counterfactual.engine import Frame
 from cwm_jax.counterfactual.pending import Passes, Pending
 from cwm_jax.tracker import Tracker
@@ -154,10 +156,12 @@ class FlowEngine:
     self._flow_fn = flow_fn if isinstance(flow_fn, Partial) else Partial(flow_fn)
     self._release, self._relative = protocol == "release", relative
     self._threshold = float(threshold)
+    self.run: Any = ahead.call
 
   def prepare(self, image: np.ndarray) -> Frame:
-    """Puts a frame, uint8 [H, W, 3], on the device at its own size, RGB in [0, 1]."""
-    return Frame(jnp.asarray(image).astype(jnp.float32) / 255.0, None)
+    """Puts a frame, uint8 [H, W, 3], on the device as it is."""
+    # The caller may write the next frame into the same memory.
+    return Frame(jax.device_put(image, may_alias=False), None)
 
   def ask(
     self,
@@ -174,22 +178,42 @@ class FlowEngine:
       points_xy: float32 [n, 2], continuous (x, y), pixels of the frames.
       video_hw: the frames' size; their own shape says it too.
     """
-    parts = []
+    return pending.begin(self.parts(pairs, pair_of, points_xy, video_hw), len(points_xy))
+
+  def parts(
+    self,
+    pairs: Sequence[tuple[Frame, Frame]],
+    pair_of: np.ndarray,
+    points_xy: np.ndarray,
+    video_hw: tuple[int, int],
+  ) -> Iterator[tuple[np.ndarray, PointFlow]]:
+    """`ask` in parts: (which points, their padded answers on the device)."""
     for number, pair in enumerate(pairs):
       mine = np.flatnonzero(pair_of == number)
       if not mine.size:
         continue
-      flow_xy, ratio = _both_ways(
+      flow_xy, ratio = self.run(
+        _both_ways,
         self._flow_fn,
-        jnp.stack([frame.small for frame in pair]),
+        [frame.small for frame in pair],
         threshold=self._threshold,
         relative=self._relative,
       )
       # Padded to a power of two, so that few numbers of points have a program of their own.
       size = max(16, 1 << (len(mine) - 1).bit_length())
       asked = np.resize(points_xy[mine], (size, 2)).astype(np.float32)
-      parts.append((mine, _read(flow_xy, ratio, jnp.asarray(asked), release=self._release)))
-    return Pending(parts, len(points_xy))
+      yield mine, self.run(_read, flow_xy, ratio, asked, release=self._release)
+
+  def compile_ahead(
+    self, video_hw: tuple[int, int], *, points: int | None, pairs: int
+  ) -> list[jax.stages.Compiled]:
+    """See `Tracker.compile`; "any number" of points is up to 256. Returns the programs."""
+    image = jax.ShapeDtypeStruct((*video_hw, 3), np.uint8)
+    counts = ahead.counts_to_ask(
+      (16, 32, 64, 128, 256), points=points, pairs=pairs, pairs_at_once=self.pairs_at_once
+    )
+    pair = (Frame(image, None),) * 2
+    return ahead.compile_questions(copy.copy(self), pair, video_hw, counts=counts)
 
   def ask_grid(
     self, pair: tuple[Frame, Frame], points_xy: np.ndarray, video_hw: tuple[int, int], **_: Any
@@ -205,8 +229,9 @@ class FlowEngine:
 
 
 @partial(jax.jit, static_argnames=("threshold", "relative"))
-def _both_ways(flow_fn: Any, frames: Any, *, threshold: float, relative: bool) -> tuple[Any, Any]:
-  """Flow [h, w, 2] between two frames, and how far it comes back to itself, [h, w]."""
+def _both_ways(flow_fn: Any, images: Any, *, threshold: float, relative: bool) -> tuple[Any, Any]:
+  """Flow [h, w, 2] between two frames uint8 [h, w, 3], and how far it comes back to itself."""
+  frames = jnp.stack(images).astype(jnp.float32) / 255.0
   flow_xy, back_xy = flow_fn(jnp.stack([frames, frames[::-1]])).flow_xy
   ratio, _ = geometry.round_trip(flow_xy, back_xy, threshold=threshold, relative=relative)
   return flow_xy, ratio

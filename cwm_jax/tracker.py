@@ -246,30 +246,30 @@ class Tracker:
     Raises:
       InputError: frames or points that cannot be used.
     """
-    points = np.asarray(points_xy, np.float32)
-    if points.ndim != 3 or points.shape[2] != 2:
-      raise InputError(f"points are (x, y), [pairs, points, 2], not {list(points.shape)}")
-    num_pairs, num_points = points.shape[:2]
-    video_hw, group, waiting, done = None, [], None, []
-    for count, (first, second) in enumerate(frames, start=1):
-      if count > num_pairs:
-        raise InputError(f"there are points for {num_pairs} pairs of frames, but more pairs")
-      frame1, video_hw = self._frame(first, video_hw)
-      frame2, video_hw = self._frame(second, video_hw)
-      group.append((frame1, frame2))
-      if len(group) == self._engine.pairs_at_once or count == num_pairs:
-        asked = points[count - len(group) : count].reshape(-1, 2)
-        tracking.check_inside(asked, video_hw)
-        pair_of = np.repeat(np.arange(len(group)), num_points)
-        if waiting is not None:
-          done.append(waiting.fetch())
-        waiting = self._engine.ask(group, pair_of, asked, video_hw)
-        group = []
-    if waiting is None or group:
-      raise InputError(f"there are points for {num_pairs} pairs of frames, but fewer pairs")
-    done.append(waiting.fetch())
-    joined = (np.concatenate(values) for values in zip(*done))
-    return PointFlow(*(v.reshape(num_pairs, num_points, *v.shape[1:]) for v in joined))
+    return tracking.ask_pairs(frames, points_xy, read=self._frame, engine=self._engine)
+
+  def compile(
+    self, video_hw: tuple[int, int], *, points: int | None = None, pairs: int = 1
+  ) -> list[jax.stages.Compiled]:
+    """Compiles what `flow`, `pairs` or `track` will run for frames of a size; asks nothing.
+
+    Args:
+      video_hw: of the frames to come. Only zoom, "release" and flow networks have programs for each
+        size; else any will do.
+      points: of each pair; None for any number of them.
+      pairs: asked about at a time; of a video, the frames in which queries begin.
+
+    Returns:
+      The programs, to be looked at; they need not be kept.
+
+    Raises:
+      InputError: a size or a number below 1.
+    """
+    if min(*video_hw, 1 if points is None else points, pairs) < 1:
+      raise InputError(
+        f"{pairs} pairs of frames {tuple(video_hw)}, {points} points: 1 or more each"
+      )
+    return self._engine.compile_ahead(tuple(video_hw), points=points, pairs=pairs)
 
   def dense_flow(
     self, frame1: Any, frame2: Any, stride: int = 8, *, marks: int = 1, votes: float | None = None

@@ -87,6 +87,49 @@ def check_inside(points_xy: np.ndarray, size_hw: tuple[int, int]) -> None:
     raise InputError(f"the point (x={bad[0]:g}, y={bad[1]:g}) lies outside the {w} x {h} frames")
 
 
+def ask_pairs(
+  pairs: Iterable[Any], points_xy: Any, *, read: Callable[..., Any], engine: Any
+) -> PointFlow:
+  """Where points of many pairs of images went, as many pairs at a time as an engine takes.
+
+  Args:
+    pairs: of images of one size.
+    points_xy: [P, N, 2], pixels of the images.
+    read: (image, size of the ones before or None) -> (frame as the engine prepared it, its size).
+    engine: has `ask` and `pairs_at_once`.
+
+  Returns:
+    xy [P, N, 2], visible [P, N], confidence [P, N].
+
+  Raises:
+    InputError: images or points that cannot be used.
+  """
+  points = np.asarray(points_xy, np.float32)
+  if points.ndim != 3 or points.shape[2] != 2:
+    raise InputError(f"points are (x, y), [pairs, points, 2], not {list(points.shape)}")
+  num_pairs, num_points = points.shape[:2]
+  video_hw, group, waiting, done = None, [], None, []
+  for count, (first, second) in enumerate(pairs, start=1):
+    if count > num_pairs:
+      raise InputError(f"there are points for {num_pairs} pairs of frames, but more pairs")
+    frame1, video_hw = read(first, video_hw)
+    frame2, video_hw = read(second, video_hw)
+    group.append((frame1, frame2))
+    if len(group) == engine.pairs_at_once or count == num_pairs:
+      asked = points[count - len(group) : count].reshape(-1, 2)
+      check_inside(asked, video_hw)
+      pair_of = np.repeat(np.arange(len(group)), num_points)
+      # The device worked while these frames were read. One group at a time keeps to the budget.
+      if waiting is not None:
+        done.append(waiting.fetch())
+      waiting, group = engine.ask(group, pair_of, asked, video_hw), []
+  if waiting is None or group:
+    raise InputError(f"there are points for {num_pairs} pairs of frames, but fewer pairs")
+  done.append(waiting.fetch())
+  joined = (np.concatenate(values) for values in zip(*done))
+  return PointFlow(*(v.reshape(num_pairs, num_points, *v.shape[1:]) for v in joined))
+
+
 def follow(
   frames: Iterable[tuple[Any, tuple[int, int]]],
   start: Int[np.ndarray, " n"],

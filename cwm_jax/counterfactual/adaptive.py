@@ -248,7 +248,9 @@ def _fill(
 
   def put(old, new):
     flat = old.reshape(p * b, *old.shape[2:])
-    return flat.at[where].set(new, mode="drop").reshape(old.shape)
+    # One place alone is no scatter to XLA but a choice between two banks: a second one is dropped.
+    places, new = jnp.append(where, p * b), jnp.concatenate([new, new[:1]])
+    return flat.at[places].set(new, mode="drop").reshape(old.shape)
 
   made = jax.lax.stop_gradient(made)
   return Bank(jax.tree.map(put, bank.clean, made), bank.known | asked)

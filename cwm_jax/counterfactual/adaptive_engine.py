@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool
 
-from cwm_jax.counterfactual import adaptive, compiled, engine
-from cwm_jax.counterfactual.pending import Pending
-from cwm_jax.types import InputError
+from cwm_jax.counterfactual import adaptive, budget, compiled, engine
+from cwm_jax.types import InputError, PointFlow
+
+# Points of the largest bucket where memory does not hold those of `engine.BUCKETS`.
+_BETWEEN = 64
 
 
 class AdaptiveEngine(engine.Engine):
@@ -40,33 +42,39 @@ class AdaptiveEngine(engine.Engine):
       predict_fn, mark, masks, patch=patch, memory_budget=memory_budget, settings=settings
     )
     self._rule = rule
+    most = budget.most_carriers(self._laid)
+    self.buckets = engine.BUCKETS
+    if most < self.buckets[-1]:
+      self.buckets = tuple(n for n in (*engine.BUCKETS[:-1], _BETWEEN) if n == 1 or n <= most)
 
-  def ask(
+  def parts(
     self,
     pairs: Sequence[tuple[engine.Frame, engine.Frame]],
     pair_of: np.ndarray,
     points_xy: np.ndarray,
     video_hw: tuple[int, int],
-  ) -> Pending:
-    """See `Engine.ask`."""
-    parts = []
+  ) -> Iterator[tuple[np.ndarray, PointFlow]]:
+    """See `Engine.parts`."""
     for begin in range(0, len(pairs), self.pairs_at_once):
       group = pairs[begin : begin + self.pairs_at_once]
       mine = np.flatnonzero((pair_of >= begin) & (pair_of < begin + len(group)))
       if not mine.size:
         continue
       images = engine.flat([[f.small for f in pair] for pair in group], self.pairs_at_once)
-      bank = compiled.empty_bank(
+      bank = self.run(
+        compiled.empty_bank,
         self._predict_fn,
         self.masks,
         images[0],
         pairs=self.pairs_at_once,
         keep_tokens=self._keep_tokens,
       )
-      for start in range(0, len(mine), engine.BUCKETS[-1]):
-        where = mine[start : start + engine.BUCKETS[-1]]
-        size = next(size for size in engine.BUCKETS if size >= len(where))
-        answer, marked, clean, bank = compiled.ask_adaptively(
+      for start in range(0, len(mine), self.buckets[-1]):
+        where = mine[start : start + self.buckets[-1]]
+        size = next(size for size in self.buckets if size >= len(where))
+        # The bank given is used up.
+        answer, marked, clean, bank = self.run(
+          compiled.ask_adaptively,
           self._predict_fn,
           self._mark,
           images,
@@ -82,5 +90,4 @@ class AdaptiveEngine(engine.Engine):
           **self._settings,
         )
         self._count(marked, clean)
-        parts.append((where, answer))
-    return Pending(parts, len(points_xy))
+        yield where, answer

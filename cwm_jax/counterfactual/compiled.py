@@ -2,6 +2,9 @@
 
 Each shape that a program meets is a compilation, and an operation outside them one more; so frames
 come as flat lists, sizes of videos as numbers, and everything is padded before it gets here.
+
+Of what they are given only the bank of adaptive masks comes back in the same shape, so only that is
+donated: frames and clean predictions are asked about again, and answers are a few bytes a point.
 """
 
 from __future__ import annotations
@@ -144,7 +147,11 @@ def refine(
   return zoom.refine(predict_fn, mark, pairs, masks[number], *args, **settings)
 
 
-@partial(jax.jit, static_argnames=("rule", "chunk", "image_hw", *_SETTINGS))
+@partial(
+  jax.jit,
+  static_argnames=("rule", "chunk", "image_hw", *_SETTINGS),
+  donate_argnames=("bank",),
+)
 def ask_adaptively(
   predict_fn: multimask.PredictFn,
   mark: Any,
@@ -163,6 +170,7 @@ def ask_adaptively(
 
   Args:
     images: both frames of the pairs, one after the other: normalised [h, w, 3].
+    bank: is used up; the one that comes back lies in its place.
     points_xy: pixels of the video.
     image_hw: what the predictor sees.
     **settings: see `adaptive.flow_points`.

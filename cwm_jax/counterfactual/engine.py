@@ -1,11 +1,12 @@
 """The inference engine under `Tracker`: questions of any number in, padded device work out.
 
 Points and pairs are padded, so a handful of compiled programs (`compiled`) answers any number of
-them; `multimask.plan` decides how many passes run at a time.
+them; `budget` decides how many passes run at a time, `ahead` compiles before there is a question.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,22 +17,16 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import compiled, flow, many, multimask, perturb, zoom
+from cwm_jax.counterfactual import ahead, compiled, flow, many, multimask, pending, perturb, zoom
+from cwm_jax.counterfactual import budget as budget_lib
 from cwm_jax.counterfactual.pending import Passes, Pending
 from cwm_jax.types import InputError, PointFlow, Response
 
 # Numbers of points that have a program; steps without a point in them cost next to nothing.
 BUCKETS = (1, 16, 256)
-# Numbers of pairs whose clean predictions are held together, as memory allows.
-_PAIRS = (1, 4, 16)
 # Points of the middle bucket, and clean passes of several pairs, that are worked on at a time: a
 # step that is half empty costs as much as a full one.
 _FEW = 4
-# The default budget: a share of a device that tells its size, a fixed amount on one that does not.
-_SHARE_OF_DEVICE, _BYTES_ELSEWHERE = 0.25, 2**30
-# More passes at once bring no more speed on an accelerator; on a CPU they cost it once attention
-# scores fall out of cache: of passes that take 32 MiB each, five at once are 1.4 x slower than two.
-_MAX_PASSES, _MAX_PASSES_ON_CPU, _BYTES_OF_PASSES_ON_CPU = 256, 16, 80 * 2**20
 
 
 class Frame(NamedTuple):
@@ -66,8 +61,7 @@ class Engine:
       mark: see `perturb`.
       masks: those of the whole frame, then those of each round of zoom.
       patch: side of a patch in pixels.
-      memory_budget: bytes for the passes in flight; None takes a quarter of the device's memory, or
-        1 GiB where that is not told.
+      memory_budget: see `budget.lay_out`.
       settings: order, average, readout, inverse_temperature, occlusion_threshold, protocol.
 
     Raises:
@@ -87,27 +81,18 @@ class Engine:
     self._keep_tokens = perturb.reads_token(mark)
     self._settings = dict(settings)
     self._counts: list[tuple[Any, Any]] = []
-    num_masks = masks.shape[1]
-    device = jax.local_devices()[0]  # only a process's own devices tell their memory
-    if memory_budget is None:
-      told = (device.memory_stats() or {}).get("bytes_limit", 0)
-      memory_budget = told * _SHARE_OF_DEVICE or _BYTES_ELSEWHERE
-    self._memory_budget = memory_budget
-    grid_hw = masks.shape[-2:]
-    pass_bytes = multimask.measure_pass_bytes(self._predict_fn, self.image_hw, grid_hw)
-    max_passes = _MAX_PASSES
-    if device.platform == "cpu":
-      max_passes = min(_MAX_PASSES_ON_CPU, int(_BYTES_OF_PASSES_ON_CPU // pass_bytes))
-    self.plan = multimask.plan(
-      num_masks, pass_bytes=pass_bytes, memory_budget=memory_budget, max_passes=max_passes
+    # What puts a program to work; a copy of the engine that only compiles has another one.
+    self.run: Any = ahead.call
+    laid = budget_lib.lay_out(
+      self._predict_fn,
+      image_hw=self.image_hw,
+      grid_hw=masks.shape[-2:],
+      num_masks=masks.shape[1],
+      keep_tokens=self._keep_tokens,
+      memory_budget=memory_budget,
     )
-    # The clean predictions of a group of pairs are held while its points are asked about; in zoom
-    # those of a group of points, a power of two so that every bucket divides into groups.
-    clean_bytes = num_masks * self._prediction_bytes()
-    self.pairs_at_once = max(n for n in _PAIRS if n == 1 or n * clean_bytes < memory_budget / 4)
-    self.windows_at_once = max(
-      n for n in (1, 2, 4, 8, 16) if n == 1 or n * clean_bytes < memory_budget / 4
-    )
+    self._laid, self._memory_budget = laid, laid.budget
+    self.plan, self.pairs_at_once, self.windows_at_once = laid.plan, laid.pairs, laid.windows
     # One point at a time wastes no step, however many there may be. In zoom all sizes of video have
     # programs of their own.
     self.buckets = BUCKETS
@@ -119,16 +104,6 @@ class Engine:
   @property
   def _release(self) -> bool:
     return self._settings["protocol"] == "release"
-
-  def _prediction_bytes(self) -> int:
-    """What is kept of one clean pass: the image, and the tokens where the mark reads them."""
-    shapes = jax.eval_shape(
-      lambda: self._predict_fn(
-        jnp.zeros((1, 2, *self.image_hw, 3)), jnp.zeros((1, *self.masks.shape[2:]), bool)
-      )
-    )
-    kept = shapes if self._keep_tokens else shapes.image
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
   def prepare(self, image: np.ndarray) -> Frame:
     """Puts a frame on the device in the predictor's size.
@@ -162,7 +137,16 @@ class Engine:
       Answers in the pixels of the frames as given: continuous, or bare indices under the protocol
       "release".
     """
-    parts = []
+    return pending.begin(self.parts(pairs, pair_of, points_xy, video_hw), len(points_xy))
+
+  def parts(
+    self,
+    pairs: Sequence[tuple[Frame, Frame]],
+    pair_of: np.ndarray,
+    points_xy: np.ndarray,
+    video_hw: tuple[int, int],
+  ) -> Iterator[tuple[np.ndarray, PointFlow]]:
+    """`ask` in parts: (which points, their padded answers on the device)."""
     for begin in range(0, len(pairs), self.pairs_at_once):
       group = pairs[begin : begin + self.pairs_at_once]
       mine = np.flatnonzero((pair_of >= begin) & (pair_of < begin + len(group)))
@@ -176,8 +160,20 @@ class Engine:
       for start in range(0, len(mine), self.buckets[-1]):
         where = mine[start : start + self.buckets[-1]]
         points = (pair_of[where] - begin, points_xy[where])
-        parts.append((where, self._ask_group(asked, full, *points, video_hw)))
-    return Pending(parts, len(points_xy))
+        yield where, self._ask_group(asked, full, *points, video_hw)
+
+  def compile_ahead(
+    self, video_hw: tuple[int, int], *, points: int | None, pairs: int
+  ) -> list[jax.stages.Compiled]:
+    """See `Tracker.compile`; returns the programs."""
+    small = jax.ShapeDtypeStruct((*self.image_hw, 3), np.float32)
+    full = jax.ShapeDtypeStruct((*video_hw, 3), np.uint8) if self.masks.shape[0] > 1 else None
+    counts = ahead.counts_to_ask(
+      self.buckets, points=points, pairs=pairs, pairs_at_once=self.pairs_at_once
+    )
+    twin = copy.copy(self)
+    twin._counts = []
+    return ahead.compile_questions(twin, (Frame(small, full),) * 2, video_hw, counts=counts)
 
   def ask_grid(
     self,
@@ -316,7 +312,7 @@ class Engine:
       return answer
     return answer._replace(xy=geometry.scale_points_xy(answer.xy, self.image_hw, video_hw))
 
-  def _clean(self, pairs: list[list[Array]], masks: Any = None, *, pairs_held: int = 0) -> Any:
+  def _clean(self, pairs: list[list[Any]], masks: Any = None, *, pairs_held: int = 0) -> Any:
     """`compiled.clean` of some pairs, padded to `pairs_held` (0: as many as are ever held)."""
     masks = self.masks if masks is None else masks
     held = pairs_held or self.pairs_at_once
@@ -326,7 +322,8 @@ class Engine:
     # of one, or of some where these are few.
     size = 1 if len(pairs) == 1 and len(masks) == 1 else held
     together = 1 if size == 1 else max(1, _FEW // num_masks)
-    return compiled.clean(
+    return self.run(
+      compiled.clean,
       self._predict_fn,
       flat(pairs, size),
       masks,
@@ -344,7 +341,8 @@ class Engine:
     plan = self.plan
     if size == BUCKETS[1]:
       plan = plan._replace(points=min(plan.points, _FEW))
-    answer = compiled.ask(
+    answer = self.run(
+      compiled.ask,
       self._predict_fn,
       self._mark,
       asked,
@@ -363,7 +361,8 @@ class Engine:
       inside = (np.zeros((size, 2), np.float32), np.array(video_hw[::-1], np.float32))
     rounds = self.masks.shape[0] - 1
     for number, window in enumerate(zoom.crop_sizes(video_hw, rounds), start=1):
-      answer, corners = compiled.refine(
+      answer, corners = self.run(
+        compiled.refine,
         self._predict_fn,
         self._mark,
         full,
@@ -386,7 +385,7 @@ class Engine:
     return answer
 
 
-def flat(pairs: list[list[Array]], size: int) -> list[Array]:
+def flat(pairs: list[list[Any]], size: int) -> list[Any]:
   """The frames of `size` pairs one after the other; beyond those given, the first ones again."""
   padded = [*pairs, *[pairs[0]] * (size - len(pairs))]
   return [frame for pair in padded for frame in pair]

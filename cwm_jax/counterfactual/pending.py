@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from cwm_jax.types import PointFlow
@@ -37,3 +39,15 @@ class Pending(NamedTuple):
       for mine, theirs in zip(out, part):
         mine[where] = np.asarray(theirs)[: len(where)]
     return out
+
+
+def begin(parts: Iterable[tuple[np.ndarray, PointFlow]], count: int) -> Pending:
+  """Takes each part as it is put to the device, and has its answers copied once they are there.
+
+  So the copy of one question runs while the next one is put, and `fetch` only waits for its end.
+  """
+  taken = []
+  for where, answer in parts:
+    jax.tree.map(lambda leaf: leaf.copy_to_host_async(), answer)
+    taken.append((where, answer))
+  return Pending(taken, count)
