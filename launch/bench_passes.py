@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def by_masks(predict_fn, frames, masks, points_xy, *, patch, mark, counts, order
 
 
 def _mark(options: argparse.Namespace) -> Any:
-  """The mark that the weights recommend."""
+  """The mark that the weights recommend, or what `Tracker` paints where they say nothing."""
   from cwm_jax import loading
   from cwm_jax.counterfactual import perturb
   from cwm_jax.pretrained import releases, weights
@@ -69,7 +69,10 @@ def _mark(options: argparse.Namespace) -> Any:
   path = releases.locate(options.weights) if options.weights else weights.shipped()
   params, config = weights.load(path)
   plain = dict(mask_ratio=None, mark=None, dtype=None, attention_dtype=None)
-  return perturb.build(loading.predictor(path, params, config, **plain).mark)
+  parts = loading.predictor(path, params, config, **plain)
+  if parts.mark is None:
+    return perturb.Square(size=max(1, parts.patch // 2))
+  return perturb.build(parts.mark) if isinstance(parts.mark, Mapping) else parts.mark
 
 
 class Errors:
