@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from cwm_jax import progress, sharding, step, tasks
-from cwm_jax.configs import base, pretrain_tiny
+from cwm_jax.configs import pretrain_tiny
 from cwm_jax.data import labels, listing, procedural, rendering, sources, tfds_source, transforms
 from cwm_jax.data.loader import Loader, example_stream, make_loader, shard_batch
 from cwm_jax.types import FramePair, InputError
@@ -201,8 +201,6 @@ def bench(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
   elif name == "video":
     named, baseline = f"bare PyAV {av.__version__}", bare_pyav(options.videos)
   made = data_sources.make(name, options.videos, folder, image_hw=image_hw)
-  scenes = data.sources.scenes if name == "scenes" else base.get_config().data.sources.scenes
-  data.sources.scenes = scenes
   for other, settings in data.sources.items():
     settings.weight = float(other == name)
   data.sources[name].update(made)
@@ -212,9 +210,8 @@ def bench(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any
   data.update(dict(num_workers=0, prefetch=0))
   alone = make_loader(data, image_hw=image_hw, seed=SEED)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-  render = jax.jit(
-    partial(rendering.render_batch, size_hw=image_hw, texture_size=scenes.texture_size)
-  )
+  texels = data.sources.scenes.texture_size
+  render = jax.jit(partial(rendering.render_batch, size_hw=image_hw, texture_size=texels))
   device = (partial(shard_batch, mesh=mesh), render)
   # The first repetition starts the worker, fills caches, compiles.
   rows = [
