@@ -58,29 +58,28 @@ def run(asked, **ways):
 
 
 def tell(asked, log, *, starts=1, number=signal.SIGTERM, **ways):
-  """Runs a shell, and sends a signal to it alone once so many trainings work; how it ended."""
+  """Sends a signal to a shell alone once so many trainings work.
+
+  Returns:
+    (its exit code, the words of the log when it had ended).
+  """
 
   def as_in_a_terminal():
     # In the background of a shell without jobs SIGINT would be ignored, and could not be trapped.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-  process = subprocess.Popen(
-    asked,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    preexec_fn=as_in_a_terminal,
-    **ways,
-  )
-  deadline = time.monotonic() + 30
-  while words(log).count("start") < starts:
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.02)
-  # The shell that started them is about to set its own trap.
-  time.sleep(0.3)
-  process.send_signal(number)
-  out, err = process.communicate(timeout=30)
-  return subprocess.CompletedProcess(asked, process.returncode, out, err)
+  process = subprocess.Popen(asked, stdout=subprocess.DEVNULL, preexec_fn=as_in_a_terminal, **ways)
+  try:
+    deadline = time.monotonic() + 30
+    while words(log).count("start") < starts:
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.02)
+    # The shell that started them is about to set its own trap.
+    time.sleep(0.3)
+    process.send_signal(number)
+    return process.wait(30), words(log)
+  finally:
+    process.kill()
 
 
 @pytest.mark.parametrize(
@@ -125,17 +124,15 @@ def test_a_script_that_is_told_to_leave_waits_until_all_have_saved_and_starts_no
   log = installed / "log"
   program(installed / ".venv" / "bin" / "python", training(log, code))
   asked = ["bash", str(installed / "launch" / script), *JOB]
-  done = tell(asked, log, starts=processes, number=number, env=environment())
-  assert words(log) == ["start"] * processes + ["saved"] * processes
-  assert done.returncode == code, done.stderr
+  told = tell(asked, log, starts=processes, number=number, env=environment())
+  assert told == (code, ["start"] * processes + ["saved"] * processes)
 
 
 def test_a_script_that_is_told_to_leave_between_two_starts_leaves(tmp_path):
   log = tmp_path / "log"
   job = program(tmp_path / "job", ends_with(log, *[4] * 9))
   asked = ["bash", "-c", f"source {LAUNCH}/run; again start {job}"]
-  assert tell(asked, log, env=environment(PAUSE_S="2")).returncode == 4
-  assert words(log) == ["start"]
+  assert tell(asked, log, env=environment(PAUSE_S="2")) == (4, ["start"])
 
 
 @pytest.fixture
@@ -162,8 +159,7 @@ def test_slurm_has_a_job_save_before_its_time_is_up_and_then_queues_it_again(tmp
   log = tmp_path / "log"
   program(tmp_path / "srun", training(log))
   script, env = slurm
-  assert tell(script, log, env=env).returncode == 0
-  assert words(log) == ["start", "saved", "queued", "requeue", "17"]
+  assert tell(script, log, env=env) == (0, ["start", "saved", "queued", "requeue", "17"])
 
 
 @pytest.fixture
@@ -192,8 +188,7 @@ def test_a_pod_that_is_evicted_saves_and_does_not_count_as_done(tmp_path, pod, c
   log = tmp_path / "log"
   program(tmp_path / "python", training(log, code))
   asked, env = pod
-  assert tell(asked, log, env=env).returncode == ended
-  assert words(log) == ["start", "saved"]
+  assert tell(asked, log, env=env) == (ended, ["start", "saved"])
 
 
 # Stands in for gcloud: the slice stands from `create` until `delete`, or until a training takes it
@@ -273,8 +268,8 @@ def test_tpu_gives_a_slice_back_that_cannot_be_prepared_and_asks_for_another(tmp
 
 def test_tpu_that_is_told_to_leave_gives_its_slice_back(tmp_path, cloud):
   asked, env = cloud("hang")
-  assert tell(asked, tmp_path / "log", env=env).returncode != 0
-  assert words(tmp_path / "log") == ["create", "start", "delete"]
+  code, did = tell(asked, tmp_path / "log", env=env)
+  assert code != 0 and did == ["create", "start", "delete"]
 
 
 def test_a_start_on_a_host_first_ends_the_training_that_a_dropped_connection_left(tmp_path):
@@ -285,6 +280,7 @@ def test_a_start_on_a_host_first_ends_the_training_that_a_dropped_connection_lef
   python = program(tmp_path / "cwm" / ".venv" / "bin" / "python", training(log))
   shell = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stdout=subprocess.DEVNULL)
   while not log.exists() or not (tmp_path / "cwm" / "job.pid").exists():
+    assert shell.poll() is None
     time.sleep(0.02)
   shell.kill()
   shell.wait()
