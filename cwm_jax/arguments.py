@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 
 from cwm_jax import argument_values as values
+from cwm_jax import job_arguments
 from cwm_jax import shared_arguments as shared
 
 _EXAMPLES = """examples:
@@ -29,10 +29,13 @@ _EXAMPLES = """examples:
   cwm-jax convert opt-cwm-512 o.safetensors    a public release, fetched and converted
 
 Coordinates are pixels of the frames as given; the image's corner is (0, 0), the centre of its first
-pixel (0.5, 0.5). `cwm-jax COMMAND --help` tells what a command writes."""
+pixel (0.5, 0.5). `cwm-jax COMMAND --help` tells what a command writes.
+
+Exit codes: 0 done; 1 doctor found something missing; 2 something given cannot be used; 3 the loss
+of a training is not finite; 4 what was made could not be written; 130 interrupted, with
+what was finished kept."""
 
 _CLIP = "video file or folder of frames"
-_WIDTH = 80
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,19 +48,23 @@ def parser() -> argparse.ArgumentParser:
   )
   commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-  demo = _command(
+  demo = shared.add_command(
     commands,
     "demo",
     "track 16 points and draw what was seen",
     "Tracks 16 points through a rendered clip whose truth is known, or through VIDEO, and writes "
-    "overlay.mp4, flow.png, heatmaps.png, explanation.png and tracks.npz.",
+    "overlay.mp4, flow.png, tracks.npz and, unless of a flow network, heatmaps.png and "
+    "explanation.png.",
+    "  cwm-jax demo\n"
+    "  cwm-jax demo clip.mp4 --out pictures\n"
+    "  cwm-jax demo --masks 4 --json                      quicker, and for a program",
   )
   demo.add_argument("video", nargs="?", metavar="VIDEO", help=_CLIP)
   shared.add_reading(demo)
   shared.add_out(demo, "demo")
   demo.set_defaults(run="cwm_jax.demo:run")
 
-  track = _command(
+  track = shared.add_command(
     commands,
     "track",
     "follow points through a video",
@@ -104,13 +111,17 @@ def parser() -> argparse.ArgumentParser:
   shared.add_out(track, "tracks")
   track.set_defaults(run="cwm_jax.track:run")
 
-  flow = _command(
+  flow = shared.add_command(
     commands,
     "flow",
     "where the points of image A are in image B",
     "Without --points: dense flow, as flow.flo (read out every --stride pixels, interpolated "
-    "between) and flow.png. With --points: points.npz (from_xy, to_xy [N, 2], occluded, "
-    "confidence [N], size_hw) and points.png.",
+    "between; with --format png as flow-kitti.png, KITTI's 16 bits) and flow.png, which shows it. "
+    "With --points: points.npz (from_xy, to_xy [N, 2], occluded, confidence [N], size_hw) and "
+    "points.png.",
+    "  cwm-jax flow a.png b.png --stride 4\n"
+    "  cwm-jax flow a.png b.png --format png --out flow\n"
+    "  cwm-jax flow a.png b.png --points points.csv --json",
   )
   flow.add_argument("first", metavar="A", help="image file")
   flow.add_argument("second", metavar="B", help="image file of the same size")
@@ -123,11 +134,14 @@ def parser() -> argparse.ArgumentParser:
     help="pixels between read-outs (default: 8)",
   )
   where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
+  flow.add_argument(
+    "--format", dest="form", choices=("flo", "png"), default="flo", help="default: flo"
+  )
   shared.add_reading(flow, adaptive=True)
   shared.add_out(flow, "flow")
   flow.set_defaults(run="cwm_jax.commands:flow")
 
-  dense = _command(
+  dense = shared.add_command(
     commands,
     "dense",
     "a flow field for every frame of a video",
@@ -161,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
   shared.add_out(dense, "dense")
   dense.set_defaults(run="cwm_jax.dense:run")
 
-  segments = _command(
+  segments = shared.add_command(
     commands,
     "segments",
     "what moves along when a patch is moved",
@@ -178,126 +192,9 @@ def parser() -> argparse.ArgumentParser:
   shared.add_out(segments, "segments")
   segments.set_defaults(run="cwm_jax.segment_command:run")
 
-  evaluate = _command(
-    commands,
-    "eval",
-    "how good trackers are, on clips with truth",
-    "Evaluates trackers on TAP-Vid (a .pkl, a folder of its shards, or of clip folders), on frame "
-    "pairs with .flo truth, or on procedural scenes (default: 100 of them), and prints a table for "
-    "each. Killed, it goes on with the same command. Fractions are printed as percent.",
-    "  cwm-jax eval                                     the shipped weights on 100 scenes\n"
-    "  cwm-jax eval --tapvid tapvid_davis.pkl --trackers mm10,zero,lk\n"
-    "  cwm-jax eval --scenes 500 --weights mine.safetensors --json\n"
-    "  cwm-jax eval --segments 20 --trackers mm4         what moves along with objects",
-  )
-  evaluate.add_argument("--tapvid", metavar="PATH", help="clips of TAP-Vid")
-  evaluate.add_argument("--flow-pairs", metavar="FOLDER", help="frame pairs with .flo truth")
-  evaluate.add_argument(
-    "--scenes",
-    type=values.positive,
-    metavar="N",
-    help="so many of the 500 frozen procedural scenes",
-  )
-  evaluate.add_argument(
-    "--segments",
-    type=values.positive,
-    metavar="N",
-    help="on so many of them: do objects move along with themselves? (of mm<N>)",
-  )
-  evaluate.add_argument(
-    "--trackers",
-    type=values.names,
-    metavar="A,B",
-    help="mm<N> (the weights with N masks), zero, phase, dis, farneback, lk, a weights file or a "
-    "release's name (default: mm10,mm1,zero,phase)",
-  )
-  evaluate.add_argument(
-    "--protocols", type=values.names, metavar="A,B", help="of TAP-Vid (default: first,cfg)"
-  )
-  evaluate.add_argument("--weights", metavar="FILE", help="what mm<N> asks (default: the shipped)")
-  evaluate.add_argument("--readout", choices=("argmax", "soft", "window"), help="default: window")
-  evaluate.add_argument(
-    "--zoom", type=values.count, metavar="N", help="rounds of zoom (default: 0)"
-  )
-  shared.add_settings(evaluate)
-  shared.add_out(evaluate, "evaluation")
-  evaluate.set_defaults(run="cwm_jax.jobs:evaluate")
+  job_arguments.add(commands)
 
-  train = _command(
-    commands,
-    "train",
-    "carry weights on with on your own videos",
-    "Fine-tunes weights on a folder of videos (configs/finetune.py), or trains by another config, "
-    "and writes WORKDIR/model.safetensors, which --weights takes. Ctrl-C saves; the same command "
-    "goes on. Pictures of predictions, metrics and checkpoints are in WORKDIR.",
-    "  cwm-jax train runs/mine --videos my_videos --minutes 30\n"
-    "  cwm-jax track clip.mp4 --weights runs/mine/model.safetensors\n"
-    "  cwm-jax train runs/match --config pretrain_tiny:match      from scratch, on scenes\n"
-    "  cwm-jax train runs/mine --videos v --set optim.peak_lr=1e-4",
-  )
-  train.add_argument("workdir", metavar="WORKDIR", help="folder of the run")
-  train.add_argument(
-    "--config",
-    dest="config_name",
-    metavar="NAME[:ARG]",
-    help="one of those that come with the package (default: finetune)",
-  )
-  train.add_argument("--videos", metavar="FOLDER", help="folder of videos, list file or video")
-  train.add_argument(
-    "--from",
-    dest="weights",
-    metavar="FILE",
-    help="weights file, release's name or another WORKDIR to start from (default: the shipped)",
-  )
-  train.add_argument("--steps", type=values.positive, metavar="N", help="length of the whole run")
-  train.add_argument(
-    "--minutes",
-    type=values.above_zero,
-    metavar="M",
-    help="leave after so long; the next call goes on",
-  )
-  train.add_argument("--batch", type=values.positive, metavar="N", help="pairs a step")
-  shared.add_settings(train)
-  shared.add_json(train)
-  train.set_defaults(run="cwm_jax.jobs:train")
-
-  label = _command(
-    commands,
-    "label",
-    "a tracker's answers about many pairs, for training",
-    "Asks a tracker about points of many pairs of frames and writes ArrayRecord shards of pair, "
-    "points, flow, confidence and visibility, a manifest and pictures. Killed, it goes on with the "
-    "same command. `cwm-jax train WORKDIR --config distill_tiny` learns from them.",
-    "  cwm-jax label                              rendered scenes, the shipped weights\n"
-    "  cwm-jax label --videos my_videos --pairs 1000 --points 32 --tracker mm10",
-  )
-  label.add_argument("--videos", metavar="FOLDER", help="instead of scenes: folder, list or video")
-  label.add_argument("--tracker", metavar="NAME", help="as in eval --trackers (default: mm2)")
-  for name, what in (("pairs", "in all"), ("points", "of each pair")):
-    label.add_argument(f"--{name}", type=values.positive, metavar="N", help=f"how many, {what}")
-  shared.add_settings(label)
-  shared.add_out(label, "labels")
-  label.set_defaults(run="cwm_jax.jobs:label")
-
-  prepare = _command(
-    commands,
-    "prepare",
-    "videos into a dataset of short clips, for training",
-    "Cuts clips at even times from a folder of videos, into ArrayRecord shards that "
-    "tfds.data_source reads, with a manifest of counts, hashes and what was skipped. Killed, it "
-    "goes on with the same command.",
-    "  cwm-jax prepare my_videos\n  cwm-jax prepare my_videos --limit 4 --workers 16",
-  )
-  prepare.add_argument("videos", metavar="VIDEOS", help="folder, list file or video")
-  for name, what in (("seconds", "of a clip (default: 2)"), ("fps", "frames a second (20)")):
-    prepare.add_argument(f"--{name}", type=values.above_zero, metavar="X", help=what)
-  for name, what in (("limit", "clips of a video (default: all)"), ("workers", "processes (4)")):
-    prepare.add_argument(f"--{name}", type=values.count, metavar="N", help=what)
-  shared.add_settings(prepare)
-  shared.add_out(prepare, "prepared")
-  prepare.set_defaults(run="cwm_jax.prepare_command:run")
-
-  view = _command(
+  view = shared.add_command(
     commands,
     "view",
     "click a point and see how its track comes about",
@@ -326,8 +223,14 @@ def parser() -> argparse.ArgumentParser:
   shared.add_reading(view, masks=8)  # somebody waits
   view.set_defaults(run="cwm_jax.viewer.command:run")
 
-  info = _command(
-    commands, "info", "what a weights file holds", "Prints config, scores, names and shapes."
+  info = shared.add_command(
+    commands,
+    "info",
+    "what a weights file holds",
+    "Prints config, scores, names and shapes.",
+    "  cwm-jax info\n"
+    "  cwm-jax info runs/mine/model.safetensors --json\n"
+    "  cwm-jax info --list                                names for --weights",
   )
   info.add_argument(
     "weights",
@@ -341,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
   shared.add_json(info)
   info.set_defaults(run="cwm_jax.commands:info")
 
-  convert = _command(
+  convert = shared.add_command(
     commands,
     "convert",
     "weights from one form into another",
@@ -351,6 +254,10 @@ def parser() -> argparse.ArgumentParser:
     "learned). Or IN is such a weights file: then OUT "
     "has the release's names and layouts. Every key of either side is accounted for; where that "
     "fails, both lists are printed.",
+    "  cwm-jax convert runs/mine model.safetensors        a training run's weights\n"
+    "  cwm-jax convert opt-cwm-512 opt.safetensors        a public release, fetched\n"
+    "  cwm-jax convert base.pt o.safetensors --over joint.pt\n"
+    "  cwm-jax convert model.safetensors r.safetensors    and back",
   )
   convert.add_argument("source", metavar="IN", help="folder, checkpoint, weights file or name")
   convert.add_argument("out", metavar="OUT", help=".safetensors file to write")
@@ -374,26 +281,14 @@ def parser() -> argparse.ArgumentParser:
   shared.add_json(convert)
   convert.set_defaults(run="cwm_jax.conversion:run")
 
-  doctor = _command(
+  doctor = shared.add_command(
     commands,
     "doctor",
     "what this machine has, what is missing, how to get it",
     "Looks at versions, devices, weights, caches and folders. Exit code 1 where something that is "
     "needed is missing.",
+    "  cwm-jax doctor\n  cwm-jax doctor --json                              for a program",
   )
   shared.add_json(doctor)
   doctor.set_defaults(run="cwm_jax.doctor:run")
   return whole
-
-
-def _command(
-  commands, name: str, summary: str, description: str, examples: str = ""
-) -> argparse.ArgumentParser:
-  """A command; its examples are shown as they are written."""
-  return commands.add_parser(
-    name,
-    help=summary,
-    description=textwrap.fill(description, _WIDTH),
-    epilog=examples and f"examples:\n{examples}",
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )

@@ -1,7 +1,8 @@
 """`cwm-jax`, the people's entry: track a video, read flow, look into weights, see the demo.
 
 Exit codes: 0 done, 1 `doctor` found something missing, 2 something given cannot be used (one
-sentence says what), 3 a training's loss is not finite, 130 interrupted.
+sentence says what), 3 a training's loss is not finite, 4 what was made could not be written, 130
+interrupted.
 Everything heavy is imported inside the command that needs it, so that `--help` is quick.
 """
 
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Sequence
 
 from cwm_jax import arguments
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, SaveError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except InputError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
+  except SaveError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 4
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     return 130

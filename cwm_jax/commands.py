@@ -18,6 +18,10 @@ from cwm_jax.types import InputError
 
 _MARKS = 16  # in one pass, where a grid has points for them
 _SHOWN = 420  # longer side of a picture on a page, pixels
+_FIELDS = {
+  "flo": ("flow.flo", flowfiles.write_flo),
+  "png": ("flow-kitti.png", flowfiles.write_kitti),
+}
 
 
 def flow(
@@ -26,11 +30,19 @@ def flow(
   second: str,
   stride: int,
   points: str | None,
+  form: str,
   reading: inputs.Reading,
   out: str,
   as_json: bool,
 ) -> None:
   """Where the points of one image are in another; dense flow or given points.
+
+  Args:
+    first, second: image files of one size.
+    stride: pixels between read-outs of dense flow.
+    points: CSV of points, instead.
+    form: of dense flow, "flo" (Middlebury) or "png" (KITTI's 16 bits, to 1/64 pixel).
+    reading, out, as_json: what all commands have.
 
   Raises:
     InputError: anything given that cannot be used.
@@ -49,9 +61,11 @@ def flow(
     coarse_xy, at_xy = tracker.dense_flow(frame1, frame2, stride=stride, marks=marks)
     flow_xy = viz.spread(coarse_xy, at_xy, size_hw)
     length = np.hypot(*np.moveaxis(coarse_xy, -1, 0))
-    flowfiles.write_flo(folder / "flow.flo", flow_xy)
+    name, write = _FIELDS[form]
+    with inputs.whole(folder / name) as partial:
+      write(partial, flow_xy)
     files = [
-      folder / "flow.flo",
+      folder / name,
       viz.write_png(folder / "flow.png", _flow_page(frame1, frame2, flow_xy, Path(first).name)),
     ]
     facts = {"read_outs": length.size}

@@ -1,10 +1,27 @@
-"""The options that several commands have."""
+"""How a command is described, and the options that several commands have."""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
+from typing import Any
 
 from cwm_jax import argument_values as values
+
+_WIDTH = 80
+
+
+def add_command(
+  commands: Any, name: str, summary: str, description: str, examples: str
+) -> argparse.ArgumentParser:
+  """Adds a command; its examples are shown as they are written."""
+  return commands.add_parser(
+    name,
+    help=summary,
+    description=textwrap.fill(description, _WIDTH),
+    epilog=f"examples:\n{examples}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
 
 
 def add_reading(

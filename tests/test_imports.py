@@ -26,6 +26,7 @@ RANKS = {
     [
       "arguments",
       "argument_values",
+      "job_arguments",
       "shared_arguments",
       "prepare_command",
       "segment_command",

@@ -105,6 +105,17 @@ def test_flow_writes_a_flo_file_of_the_images_size_and_a_picture(
   assert images.read_image(tmp_path / "flow.png").shape[1] > 3 * 420
 
 
+def test_flow_writes_kitti_s_format_too(capsys, tmp_path, frame_paths, weights_path):
+  argv = ["flow", *frame_paths[:2], "--weights", weights_path, "--masks", 1, "--stride", 8]
+  assert command_line.run(capsys, *argv, "--out", tmp_path)[0] == 0
+  code, out, _ = command_line.run(capsys, *argv, "--format", "png", "--out", tmp_path, "--json")
+  kept = tmp_path / "flow-kitti.png"
+  assert code == 0 and json.loads(out)["files"] == [str(kept), str(tmp_path / "flow.png")]
+  flow_xy, valid = flowfiles.read_kitti(kept)
+  assert valid.all()
+  np.testing.assert_allclose(flow_xy, flowfiles.read_flo(tmp_path / "flow.flo")[0], atol=1 / 64)
+
+
 def test_flow_at_given_points_writes_where_they_went(capsys, tmp_path, frame_paths, weights_path):
   points = tmp_path / "points.csv"
   points.write_text("x,y\n20.5,10\n40,30\n")

@@ -12,7 +12,8 @@ import time
 
 import pytest
 
-from cwm_jax import arguments, cli
+from cwm_jax import arguments, cli, prepare_command
+from cwm_jax.types import SaveError
 
 
 @pytest.mark.parametrize(
@@ -32,27 +33,41 @@ def test_a_wrong_command_line_ends_with_usage_and_exit_code_2(capsys, argv, told
   assert left.value.code == 2 and told in capsys.readouterr().err
 
 
-def test_help_shows_every_command_with_an_example(capsys):
+_COMMANDS = re.findall(r"^    (\w+) ", arguments.parser().format_help(), re.MULTILINE)
+
+
+def test_help_shows_every_command_with_an_example_and_the_exit_codes(capsys):
   with pytest.raises(SystemExit) as left:
     cli.main(["--help"])
   out = capsys.readouterr().out
   assert left.value.code == 0
   listed = re.search(r"\{(.*?)\}", " ".join(arguments.parser().format_usage().split()))
-  names = re.findall(r"^    (\w+) ", out, re.MULTILINE)
-  assert listed is None and len(names) >= 10
-  for command in names:
+  assert listed is None and len(_COMMANDS) >= 13
+  for command in _COMMANDS:
     assert f"\n  cwm-jax {command}" in out
+  codes = out.partition("Exit codes: ")[2]
+  assert re.findall(r"(\d+) \w", codes) == ["0", "1", "2", "3", "4", "130"]
 
 
-@pytest.mark.parametrize("command", ["track", "dense", "eval", "train", "view"])
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_a_commands_help_has_examples_that_can_be_parsed(capsys, command):
   with pytest.raises(SystemExit) as left:
     cli.main([command, "--help"])
   examples = re.findall(r"^  (cwm-jax .*)$", capsys.readouterr().out, re.MULTILINE)
-  assert left.value.code == 0 and len(examples) >= 2
+  assert left.value.code == 0
+  assert sum(example.startswith(f"cwm-jax {command}") for example in examples) >= 2
   for example in examples:
     words = shlex.split(re.split(r"   +", example)[0])
     assert arguments.parser().parse_args(words[1:]).run.startswith("cwm_jax.")
+
+
+def test_what_could_not_be_written_is_one_sentence_and_exit_code_4(capsys, monkeypatch):
+  def full(**_):
+    raise SaveError("shard 3 could not be written:\n make room")
+
+  monkeypatch.setattr(prepare_command, "run", full)
+  assert cli.main(["prepare", "videos"]) == 4
+  assert capsys.readouterr().err == "error: shard 3 could not be written: make room\n"
 
 
 def test_ctrl_c_leaves_with_130_and_no_traceback(clip_path, weights_path, tmp_path):
