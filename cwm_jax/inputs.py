@@ -154,6 +154,7 @@ def read_points(path: str, size_hw: tuple[int, int], *, with_time: bool = True) 
     InputError: names the line that cannot be used.
   """
   name = images.shown(path)
+  images.check_not_url(path)
   try:
     with open(path, encoding="utf-8-sig", newline="") as file:
       rows = list(csv.reader(file))

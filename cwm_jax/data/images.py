@@ -27,6 +27,16 @@ def shown(path: str | os.PathLike[str]) -> str:
   return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
+def check_not_url(path: str | os.PathLike[str]) -> None:
+  """Refuses an address.
+
+  Raises:
+    InputError: the path is a URL.
+  """
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)):
+    raise InputError(f"{shown(path)} is a URL; download it first, only local files are read")
+
+
 def natural_key(path: str | os.PathLike[str]) -> list:
   """Sorts frame2 before frame10."""
   parts = re.split(r"([0-9]+)", os.fspath(path))
@@ -38,9 +48,10 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   """Reads one image file as RGB, turned upright by its EXIF orientation; transparent is black.
 
   Raises:
-    InputError: the file is missing, is no image, is cut off, or is larger than 2**27 pixels.
+    InputError: the file is missing, a URL, no image, cut off, or larger than 2**27 pixels.
   """
   name = shown(path)
+  check_not_url(path)
   if not os.path.exists(path):
     raise InputError(f"{name} does not exist")
   if not os.path.isfile(path):
@@ -77,6 +88,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
   Raises:
     InputError: the folder is missing, cannot be listed, or is not a folder.
   """
+  check_not_url(folder)
   if not os.path.isdir(folder):
     kind = "is not a folder" if os.path.exists(folder) else "does not exist"
     raise InputError(f"{shown(folder)} {kind}; a folder of frames is needed")

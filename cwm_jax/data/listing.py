@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import logging
 
-from cwm_jax.data.images import IMAGE_SUFFIXES, natural_key, shown
+from cwm_jax.data.images import IMAGE_SUFFIXES, check_not_url, natural_key, shown
 from cwm_jax.data.video import VIDEO_SUFFIXES
 from cwm_jax.types import InputError
 
@@ -26,8 +26,9 @@ def list_videos(paths: str | os.PathLike[str]) -> list[str]:
       with # are passed over), or one video file.
 
   Raises:
-    InputError: nothing at `paths`, an unreadable list, or no file found.
+    InputError: nothing at `paths`, a URL, an unreadable list, or no file found.
   """
+  check_not_url(paths)
   if os.path.isdir(paths):
     found, others = [], []
     for path in _walk(paths):
@@ -67,6 +68,7 @@ def list_photos(folder: str | os.PathLike[str]) -> list[str]:
   Raises:
     InputError: it is not a folder, or holds no image file.
   """
+  check_not_url(folder)
   if not os.path.isdir(folder):
     kind = "is not a folder" if os.path.exists(folder) else "does not exist"
     raise InputError(f"{shown(folder)} {kind}; a folder of images is needed")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import UInt8
 
-from cwm_jax.data.images import MAX_PIXELS, shown
+from cwm_jax.data.images import MAX_PIXELS, check_not_url, shown
 from cwm_jax.data.orientation import display_matrix, turned, upright
 from cwm_jax.types import InputError
 
@@ -376,8 +375,7 @@ def iter_frames(
 
 def _check_local_file(path: str) -> None:
   name = shown(path)
-  if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-    raise InputError(f"{name} is a URL; download it first, only local files are read")
+  check_not_url(path)
   if not os.path.exists(path):
     raise InputError(f"{name} does not exist")
   if os.path.isdir(path):

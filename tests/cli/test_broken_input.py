@@ -35,6 +35,14 @@ def _track_points(tmp_path, clip, weights_file, text):
   return ["track", clip, "--points", points, "--weights", weights_file, "--masks", 1]
 
 
+_URL = "https://example.org/a.txt"
+
+
+def _training(tmp_path, weights_file):
+  """A training on an address; it has a WORKDIR instead of --out."""
+  return ["train", tmp_path / "run", "--videos", _URL, "--from", weights_file]
+
+
 # name -> (what to run, given a folder, a clip, two images and weights; what the sentence says)
 BROKEN = {
   "missing video": (lambda t, c, i, w: ["track", t / "no.mp4", "--weights", w], "does not exist"),
@@ -54,6 +62,18 @@ BROKEN = {
     lambda t, c, i, w: ["demo", "https://example.org/a.mp4", "--weights", w],
     "is a URL; download it first",
   ),
+  **{
+    f"URL {name}": (lambda t, c, i, w, make=make: make(t, c, i, w), "is a URL; download it first")
+    for name, make in {
+      "as an image of flow": lambda t, c, i, w: ["flow", i[0], _URL, "--weights", w],
+      "as a picture": lambda t, c, i, w: ["segments", _URL, "--weights", w],
+      "as a mask": lambda t, c, i, w: ["track", c, "--in-mask", _URL, "--weights", w],
+      "as points": lambda t, c, i, w: ["track", c, "--points", _URL, "--weights", w],
+      "as videos to prepare": lambda t, c, i, w: ["prepare", _URL, "--workers", 0],
+      "as videos to label": lambda t, c, i, w: ["label", "--videos", _URL, "--tracker", "zero"],
+      "as videos to train on": lambda t, c, i, w: _training(t, w),
+    }.items()
+  },
   "empty folder": (lambda t, c, i, w: ["demo", _folder(t / "d"), "--weights", w], "holds no image"),
   "folder of broken frames": (
     lambda t, c, i, w: ["track", _write(_folder(t / "d") / "0.png", "x").parent, "--weights", w],
@@ -222,7 +242,11 @@ def test_whatever_is_wrong_is_one_sentence_and_exit_code_2(
 ):
   make, sentence = BROKEN[kind]
   argv = make(tmp_path, clip_path, frame_paths[:2], weights_path)
-  out = [] if {"--out", "info", "convert"} & set(map(str, argv)) else ["--out", tmp_path / "out"]
+  out = (
+    []
+    if {"--out", "info", "convert", "train"} & set(map(str, argv))
+    else ["--out", tmp_path / "out"]
+  )
   code, stdout, stderr = command_line.run(capfd, *argv, *out)
   lines = stderr.strip().splitlines()
   assert code == 2 and stdout == ""
