@@ -1,7 +1,8 @@
 """The demo: 16 points through a rendered clip with known truth, or through the user's own video.
 
 Prints a table of ways to track and draws what happened: the tracks, dense flow, the heat maps of
-some points, and one point's whole story from mark to answer.
+some points, and one point's whole story from mark to answer. A flow network, which is not asked by
+marks, has tracks and flow only.
 """
 
 from __future__ import annotations
@@ -59,15 +60,18 @@ def run(
   Args:
     video: file or folder of frames; None renders a clip.
     reading: weights, masks and read-out.
-    out: folder for tracks.npz, overlay.mp4, flow.png, heatmaps.png, explanation.png.
+    out: folder for tracks.npz, overlay.mp4, flow.png and, of a predictor, heatmaps.png and
+      explanation.png.
     as_json: print JSON instead of the table.
 
   Raises:
     InputError: anything given that cannot be used.
   """
+  from cwm_jax.flow_tracker import FlowNetworkTracker
+
   folder = inputs.output_folder(out)
   tracker = commands.load_tracker(reading)
-  square = commands.load_tracker(reading._replace(masks=1), mark=_RED_SQUARE)
+  marked = not isinstance(tracker, FlowNetworkTracker)
   clip = _rendered() if video is None else _from_video(video)
   size_hw = clip.frames.shape[1:3]
   points_xy = inputs.grid_points_xy(_GRID, size_hw)
@@ -76,11 +80,12 @@ def run(
 
   if not as_json:
     print(_heading(clip), flush=True)
-  ways = [
-    (f"best mark, MM-{reading.masks}", lambda: tracker.track(clip.frames, queries)),
-    ("red square, MM-1", lambda: square.track(clip.frames, queries)),
-    ("zero motion", lambda: _still(points_xy, len(clip.frames))),
-  ]
+  name = f"best mark, MM-{reading.masks}" if marked else "flow network"
+  ways = [(name, lambda: tracker.track(clip.frames, queries))]
+  if marked:
+    square = commands.load_tracker(reading._replace(masks=1), mark=_RED_SQUARE)
+    ways.append(("red square, MM-1", lambda: square.track(clip.frames, queries)))
+  ways.append(("zero motion", lambda: _still(points_xy, len(clip.frames))))
   rows, table = [], []
   for name, ask in ways:
     rows.append(_timed(name, ask))
@@ -90,7 +95,9 @@ def run(
       print(_line(table[-1]), flush=True)
   tracks = rows[0].tracks
   dense = commands.load_tracker(reading._replace(masks=min(reading.masks, _DENSE_MASKS)))
-  files = _draw(folder, tracker, dense, clip, tracks, points_xy)
+  files = _draw(folder, dense, clip, tracks)
+  if marked:
+    files += _draw_stories(folder, tracker, clip, tracks, points_xy)
   files.insert(0, track.save(folder / "tracks.npz", tracks, queries, size_hw=size_hw))
   facts = {"clip": clip.name, "table": table, "files": [str(path) for path in files]}
   commands.report(facts, commands.written(files), as_json=as_json)
@@ -190,8 +197,8 @@ def _line(row: dict) -> str:
   return f"{row['name']:<18}" + "".join(f"{cell:>12}" for cell in cells)
 
 
-def _draw(folder: Path, tracker, dense, clip: _Clip, tracks: Tracks, points_xy) -> list[Path]:
-  """Writes the pictures and returns their paths."""
+def _draw(folder: Path, dense, clip: _Clip, tracks: Tracks) -> list[Path]:
+  """Writes the tracks' video and the picture of dense flow, and returns their paths."""
   overlay = viz.draw_tracks(
     clip.frames,
     tracks.xy,
@@ -203,13 +210,20 @@ def _draw(folder: Path, tracker, dense, clip: _Clip, tracks: Tracks, points_xy) 
   stride = max(1, max(first.shape[:2]) // _DENSE)
   coarse_xy, at_xy = dense.dense_flow(first, second, stride=stride)
   flow_xy = viz.spread(coarse_xy, at_xy, first.shape[:2])
+  return [
+    viz.write_mp4(folder / "overlay.mp4", overlay, fps=clip.fps),
+    viz.write_png(folder / "flow.png", _flow_page(clip, flow_xy, stride)),
+  ]
+
+
+def _draw_stories(folder: Path, tracker, clip: _Clip, tracks: Tracks, points_xy) -> list[Path]:
+  """Writes the pictures of how a predictor answers, and returns their paths."""
+  first, second = clip.frames[0], clip.frames[clip.later]
   chosen = _telling_points(clip, tracks)
   stories = [tracker.explain(first, second, points_xy[point]) for point in chosen]
   surest = int(np.argmax([story.mean.max() for story in stories]))
   truth_xy = [None if clip.truth is None else clip.truth.xy[i, clip.later] for i in chosen]
   return [
-    viz.write_mp4(folder / "overlay.mp4", overlay, fps=clip.fps),
-    viz.write_png(folder / "flow.png", _flow_page(clip, flow_xy, stride)),
     viz.write_png(folder / "heatmaps.png", _heat_page(clip, stories, truth_xy)),
     viz.write_png(folder / "explanation.png", _story_page(clip, stories[surest], truth_xy[surest])),
   ]

@@ -29,6 +29,17 @@ def test_the_demo_renders_tracks_measures_and_draws(capsys, tmp_path, weights_pa
   assert np.load(tmp_path / "tracks.npz")["tracks_xy"].shape == (16, 24, 2)
 
 
+def test_the_demo_of_a_flow_network_shows_its_tracks_and_flow(capsys, tmp_path, clip_path):
+  argv = ["demo", clip_path, "--weights", "student-tiny", "--out", tmp_path, "--json"]
+  code, out, err = command_line.run(capsys, *argv)
+  assert (code, err) == (0, "")
+  facts = json.loads(out)
+  assert [row["name"] for row in facts["table"]] == ["flow network", "zero motion"]
+  names = {"tracks.npz", "overlay.mp4", "flow.png"}
+  assert {path.name for path in tmp_path.iterdir()} == names
+  assert facts["files"] and {path.rpartition("/")[2] for path in facts["files"]} == names
+
+
 def test_the_demo_on_a_long_video_takes_24_frames_says_so_and_claims_no_truth(
   capsys, tmp_path, weights_path
 ):
