@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from cwm_jax import commands, jobs, terminal
 
@@ -46,7 +48,18 @@ def run(
   facts |= {"skipped": len(manifest["skipped"]), "dataset": str(folder)}
   text = (
     f"{facts['clips']} clips of {facts['videos']} videos, {facts['skipped']} left out or cut short "
-    f"({job.MANIFEST} says why)\nto train on them: --config.data.sources.tfds.weight=1 "
-    f"--config.data.sources.tfds.data_dir={folder} and a gap in frames"
+    f"({job.MANIFEST} says why)\nto train on them:\n  {_training(folder, config.prepare.fps)}"
   )
   commands.report(facts, text, as_json=as_json)
+
+
+def _training(folder: Path, fps: float) -> str:
+  """The command that carries weights on with on the clips, pairs of frames 150 ms apart."""
+  keys = {
+    "video.weight": 0.0,
+    "tfds.weight": 0.9,
+    "tfds.data_dir": folder,
+    "tfds.gap": max(1, round(0.15 * fps)),
+  }
+  told = (shlex.quote(f"data.sources.{name}={value}") for name, value in keys.items())
+  return " ".join(["cwm-jax train WORKDIR", *(f"--set {setting}" for setting in told)])
