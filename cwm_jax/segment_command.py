@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +24,8 @@ def run(
 ) -> None:
   """Moves the patch under each point; writes segments.npz and segments.png.
 
+  When it is interrupted, segments.npz holds the points up to there.
+
   Args:
     image: file.
     at: one point (x, y); None with `points`, or for the middle.
@@ -40,14 +44,25 @@ def run(
   folder = inputs.output_folder(out)
   tracker = commands.load_tracker(reading)
   start = time.perf_counter()
-  told = terminal.progress(asked, total=len(asked), unit="points")
-  small = [tracker.ask(segments.moves_along, frame, frame, point) for point in told]
-  along = np.stack([viz.resized(heat.astype(np.float32), (h, w)) for heat in small])
-  seconds = time.perf_counter() - start
-  files = [
-    inputs.save_arrays(folder / "segments.npz", along=along, points_xy=asked),
-    viz.write_png(folder / "segments.png", _page(frame, along, asked)),
-  ]
+  found: list[np.ndarray] = []
+  saving = threading.Lock()
+
+  def save_finished() -> Path:
+    with saving:  # Ctrl-C, which ends the process once it has saved, waits for this
+      along = np.stack(found[:])
+      return inputs.save_arrays(folder / "segments.npz", along=along, points_xy=asked[: len(along)])
+
+  def save_early() -> str:
+    return f"the first {len(found)} points' are in {save_finished()}" if found else ""
+
+  with terminal.keeping(save_early):
+    for point in terminal.progress(asked, total=len(asked), unit="points"):
+      heat = tracker.ask(segments.moves_along, frame, frame, point)
+      found.append(viz.resized(heat.astype(np.float32), (h, w)))
+    seconds = time.perf_counter() - start
+    files = [save_finished()]
+  along = np.stack(found)
+  files.append(viz.write_png(folder / "segments.png", _page(frame, along, asked)))
   shares = (along > 0).mean(axis=(1, 2))
   facts = {
     "points": asked.tolist(),

@@ -30,6 +30,29 @@ def test_segments_writes_what_the_program_says_at_the_pictures_size(
   assert images.read_image(tmp_path / "segments.png").shape[1] > 420
 
 
+def test_an_interrupt_keeps_the_points_up_to_there(
+  capsys, tmp_path, frame_paths, weights_path, monkeypatch
+):
+  from cwm_jax.tracker import Tracker
+
+  asked, ask = [], Tracker.ask
+
+  def interrupted(self, *arguments, **named):
+    asked.append(arguments)
+    if len(asked) == 3:
+      raise KeyboardInterrupt
+    return ask(self, *arguments, **named)
+
+  monkeypatch.setattr(Tracker, "ask", interrupted)
+  (tmp_path / "p.csv").write_text("x,y\n5,6\n20,12\n30,9\n")
+  argv = ["segments", frame_paths[0], "--points", tmp_path / "p.csv", "--weights", weights_path]
+  code, _, err = command_line.run(capsys, *argv, "--masks", 1, "--out", tmp_path / "o")
+  assert code == 130 and "the first 2 points' are in" in err
+  saved = np.load(tmp_path / "o" / "segments.npz")
+  np.testing.assert_array_equal(saved["points_xy"], [[5, 6], [20, 12]])
+  assert saved["along"].shape == (2, 40, 56)
+
+
 @pytest.mark.parametrize(
   "more, told",
   [
