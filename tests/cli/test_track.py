@@ -141,6 +141,23 @@ def _gif(path, frames):
   return path
 
 
+def _container(path, frames, codec):
+  """A video with alpha, whose upper left quarter is transparent."""
+  stored = {"qtrle": "argb", "png": "rgba", "ffv1": "bgra"}[codec]
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=10)
+    stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], stored
+    for t, frame in enumerate(frames):
+      opaque = np.full((*frame.shape[:2], 1), 255, np.uint8)
+      opaque[:20, :28] = 0
+      made = av.VideoFrame.from_ndarray(np.concatenate([frame, opaque], axis=-1), format="rgba")
+      made = made.reformat(format=stored)
+      made.pts, made.time_base = t, Fraction(1, 10)
+      container.mux(stream.encode(made))
+    container.mux(stream.encode())
+  return path
+
+
 def _folder(path, frames, mode):
   path.mkdir()
   for i, frame in enumerate(frames):
@@ -156,7 +173,17 @@ def _folder(path, frames, mode):
 
 
 @pytest.mark.parametrize(
-  "kind", ["gif", "vertical", "folder with alpha", "grey folder", "odd size"]
+  "kind",
+  [
+    "gif",
+    "qtrle.mov",
+    "png.mov",
+    "ffv1.mkv",
+    "vertical",
+    "folder with alpha",
+    "grey folder",
+    "odd size",
+  ],
 )
 def test_any_kind_of_video_is_tracked_in_its_own_pixels(capsys, tmp_path, weights_path, kind):
   frames, size_hw = command_line.frames(4), (40, 56)
@@ -164,6 +191,12 @@ def test_any_kind_of_video_is_tracked_in_its_own_pixels(capsys, tmp_path, weight
     clip = _gif(tmp_path / "a.gif", frames)
     # What is transparent is black, whatever colour lies beneath.
     assert (next(video.iter_frames(clip))[:20, :28] == 0).all()
+  elif "." in kind:
+    clip = _container(tmp_path / f"a.{kind.partition('.')[2]}", frames, kind.partition(".")[0])
+    # Stored without loss: black where it is transparent, itself elsewhere.
+    read = next(video.iter_frames(clip))
+    assert (read[:20, :28] == 0).all()
+    np.testing.assert_array_equal(read[20:], frames[0, 20:])
   elif kind == "vertical":
     frames, size_hw = command_line.frames(4, 64, 36), (64, 36)
     clip = viz.write_mp4(tmp_path / "a.mp4", frames, fps=10)
@@ -182,6 +215,18 @@ def test_any_kind_of_video_is_tracked_in_its_own_pixels(capsys, tmp_path, weight
   assert (saved["tracks_xy"] >= 0).all() and (saved["tracks_xy"] <= (w, h)).all()
   shown = video.probe(tmp_path / "o" / "overlay.mp4")
   assert (shown.width, shown.height) == (2 * w + 2 * w % 2, 2 * h + 2 * h % 2)
+
+
+def test_a_4k_clip_is_tracked_in_its_own_pixels(capsys, tmp_path, weights_path):
+  small = command_line.frames(3, 36, 64)
+  frames = small.repeat(60, axis=1).repeat(60, axis=2)
+  clip = viz.write_mp4(tmp_path / "a.mp4", frames, fps=10)
+  facts, saved = _track(capsys, tmp_path, clip, weights_path, "--grid", 1)
+  assert tuple(saved["size_hw"]) == (2160, 3840) and facts["frames"] == 3
+  np.testing.assert_array_equal(saved["queries_tyx"], [[0, 1080, 1920]])
+  np.testing.assert_array_equal(saved["tracks_xy"][0, 0], [1920, 1080])
+  shown = video.probe(tmp_path / "o" / "overlay.mp4")
+  assert (shown.width, shown.height) == (3840, 2160)
 
 
 def test_a_video_that_is_damaged_half_way_leaves_the_tracks_up_to_there(

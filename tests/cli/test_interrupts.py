@@ -1,0 +1,79 @@
+"""Ctrl-C to long commands: exit code 130, no traceback, and what is finished can be used."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import command_line
+import numpy as np
+
+from cwm_jax import viz
+from cwm_jax.data import flowfiles, labels
+
+
+def _interrupted(argv, ready):
+  """Runs a command and sends it SIGINT once there is something finished; returns its stderr."""
+  process = subprocess.Popen(
+    [sys.executable, "-m", "cwm_jax.cli", *map(str, argv)],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )
+  deadline = time.monotonic() + 300
+  while not ready() and time.monotonic() < deadline:
+    assert process.poll() is None, process.communicate()[1]
+    time.sleep(0.02)
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == 130, stderr
+  assert "Traceback" not in stderr and stderr.strip().splitlines()[-1] == "interrupted"
+  return stderr
+
+
+def test_dense_leaves_whole_fields_and_says_how_many(tmp_path, weights_path):
+  frames = itertools.islice(itertools.cycle(command_line.frames(8)), 2000)
+  clip = viz.write_mp4(tmp_path / "long.mp4", frames, fps=25)
+  out = tmp_path / "o"
+  argv = ["dense", clip, "--weights", weights_path, "--masks", 1, "--stride", 20, "--out", out]
+  stderr = _interrupted(argv, (out / "000002.flo").exists)
+  fields = sorted(out.glob("*.flo"))
+  assert 3 <= len(fields) < 1999
+  assert all(flowfiles.read_flo(path)[0].shape == (40, 56, 2) for path in fields)
+  told = int(stderr.partition("the first ")[2].partition(" fields are in")[0])
+  assert len(fields) - 1 <= told <= len(fields)
+
+
+def test_eval_leaves_its_finished_rows_and_does_not_measure_them_again(
+  capsys, tmp_path, weights_path
+):
+  out = tmp_path / "o"
+  argv = ["eval", "--scenes", 1, "--set", "evaluate.honesty=False", "--weights", weights_path]
+  # The second tracker asks with so many masks that it is under way when the first is done.
+  asked = [*argv, "--trackers", "zero,mm5000", "--out", out]
+  results = out / "results.json"
+  _interrupted(asked, lambda: results.exists() and "median_distance" in results.read_text())
+  ((_, rows),) = json.loads(results.read_text())["numbers"].items()
+  assert list(rows) == ["zero"]
+  code, printed, _ = command_line.run(capsys, *argv, "--trackers", "zero", "--out", out, "--json")
+  ((_, again),) = json.loads(printed)["results"].items()
+  assert code == 0 and again == rows  # the very seconds
+
+
+def test_label_leaves_whole_shards(tmp_path, videos):
+  out = tmp_path / "o"
+  argv = ["label", "--videos", videos, "--tracker", "zero", "--pairs", 100_000, "--points", 3]
+  argv += ["--set", "label.image_hw=(16, 16)", "--set", "label.shard_pairs=4"]
+  argv += ["--set", "data.batch_size=2", "--out", out]
+  _interrupted(argv, lambda: len(list(out.glob("*.json"))) >= 3)
+  shards = labels.find_shards(out)
+  assert len(shards) >= 1
+  assert not json.loads((out / "manifest.json").read_text())["complete"]
+  example = labels.LabelsSource(out, image_hw=(16, 16)).example(0, 0)
+  np.testing.assert_array_equal(example["labels/flow_xy"], np.zeros((3, 2)))
