@@ -79,6 +79,13 @@ def test_the_wheel_carries_every_module_and_config(wheel_names):
   assert (modules | configs) <= wheel_names
 
 
+def test_the_wheel_carries_the_pages_that_lie_beside_modules_and_configs(wheel_names):
+  pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cwm_jax").rglob("*.md")}
+  pages |= {f"cwm_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.md")}
+  assert {"cwm_jax/configs/finetune.md", "cwm_jax/counterfactual/segments.md"} <= pages
+  assert pages <= wheel_names
+
+
 def test_the_wheel_carries_the_weights_their_cards_the_test_sets_seeds_and_the_viewers_page(
   wheel_names,
 ):
