@@ -1,4 +1,4 @@
-"""One process of one device, or two of two: the same numbers."""
+"""One process of one device, two of two or four of one: the same numbers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ SCRIPT = """
 import json, sys
 import jax
 
-rank, port, workdir, settings = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
-assert jax.process_count() == 2 and jax.local_device_count() == 2
+rank, count, devices, port, workdir, settings = sys.argv[1:]
+rank, count, settings = int(rank), int(count), json.loads(settings)
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=rank)
+assert jax.process_count() == count and jax.local_device_count() == int(devices)
 from cwm_jax import evaluate
 from cwm_jax.evals import named
 from cwm_jax.configs import eval_tapvid
@@ -49,7 +50,7 @@ config.evaluate.update(settings)
 numbers = evaluate.run(config, f"{workdir}/{rank}")
 # What is done is not done again, even where a process cannot see the first one's files.
 assert set(evaluate.run(config, f"{workdir}/{rank}")["tapvid/first"]) == {"mm2", "zero"}
-# Two clips are this process's first; they keep both of its devices at work.
+# There are clips for each of this process's devices.
 assert used == set(jax.local_devices())
 print("NUMBERS" + json.dumps(numbers))
 """
@@ -57,8 +58,8 @@ print("NUMBERS" + json.dumps(numbers))
 
 @pytest.fixture
 def settings(tmp_path):
-  """Six clips, one of them broken; the `evaluate` section that names them."""
-  for i in range(6):
+  """Eight clips, one of them broken; the `evaluate` section that names them."""
+  for i in range(8):
     write_clip(tmp_path / "clips" / f"clip{i}", frames=3 + i % 2, hw=(24, 32), points=2, seed=i)
   (tmp_path / "clips" / "clip3" / "video" / "001.png").unlink()
   clips = str(tmp_path / "clips")
@@ -70,25 +71,26 @@ class _Toy(trackers.PairTracker):
     return trackers.ZeroMotion().flow(frame1, frame2, points + [3.0, 0.0])
 
 
-def test_two_processes_of_two_devices_find_what_one_finds(tmp_path, settings, monkeypatch):
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
+def test_several_processes_find_what_one_finds(count, devices, tmp_path, settings, monkeypatch):
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = str(probe.getsockname()[1])
-  arguments = [port, str(tmp_path), json.dumps(settings)]
-  environment = tiny_job.environment(XLA_FLAGS="--xla_force_host_platform_device_count=2")
+  arguments = [str(count), str(devices), port, str(tmp_path), json.dumps(settings)]
+  environment = tiny_job.environment(XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")
   ways = dict(cwd=tiny_job.ROOT, env=environment, text=True)
   ways |= dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-  both = [
+  together = [
     subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), *arguments], **ways)
-    for rank in (0, 1)
+    for rank in range(count)
   ]
   try:
-    said = [process.communicate(timeout=150) for process in both]
+    said = [process.communicate(timeout=240) for process in together]
   finally:
-    for process in both:
+    for process in together:
       process.kill()
   found = []
-  for process, (out, err) in zip(both, said):
+  for process, (out, err) in zip(together, said):
     assert process.returncode == 0, err[-3000:]
     found.append(json.loads(out.partition("NUMBERS")[2]))
   config = eval_tapvid.get_config()
@@ -98,14 +100,14 @@ def test_two_processes_of_two_devices_find_what_one_finds(tmp_path, settings, mo
   for numbers in found:
     for tracker, want in alone["tapvid/first"].items():
       got = numbers["tapvid/first"][tracker]
-      assert got["num_clips"] == 5 and got["num_skipped"] == 1
+      assert got["num_clips"] == 7 and got["num_skipped"] == 1
       for name in set(want) - {"seconds"}:
         np.testing.assert_allclose(got[name], want[name], rtol=1e-6, err_msg=name)
   # Each kept its own clips, and the first one alone reports.
   kept = [
     {path.stem for path in (tmp_path / str(rank) / "answers" / "first" / "mm2").glob("*.npz")}
-    for rank in (0, 1)
+    for rank in range(count)
   ]
-  assert kept == [{"clip0", "clip2", "clip4"}, {"clip1", "clip5"}]
+  assert kept == [{f"clip{i}" for i in range(rank, 8, count) if i != 3} for rank in range(count)]
   assert "(mean)" in (tmp_path / "0" / "tapvid" / "first" / "mm2" / "clips.txt").read_text()
   assert not (tmp_path / "1" / "tapvid").exists()
