@@ -91,11 +91,25 @@ def test_the_track_bench_compares_our_schedule_with_the_release_s():
   assert theirs["ratio"] == 1 and ours["ratio"] == pytest.approx(rates, rel=0.01)
 
 
-def test_the_train_bench_measures_a_step():
-  small = ("--stage", "runlocal", "--batch", 2, "--steps", 1, "--repetitions", 1)
-  (row,) = bench("train", *small, "--devices", 2)
+# The other side of the train bench: a Python that has no torch, but says what is asked of one.
+STAND_IN = f"""#!{sys.executable}
+import json, sys
+print(json.dumps(dict(versions="stand-in 1")), flush=True)
+for line in sys.stdin:
+  losses = [1.0] * json.loads(line)["steps"]
+  print(json.dumps(dict(losses=losses, seconds=4.0, cpu=8.0)), flush=True)
+"""
+
+
+def test_the_train_bench_compares_our_step_with_another_side_s(tmp_path):
+  python = tmp_path / "python"
+  python.write_text(STAND_IN)
+  python.chmod(0o755)
+  small = ("--stage", "runlocal", "--batch", 2, "--steps", 2, "--repetitions", 1, "--devices", 2)
+  (row,) = bench("train", *small, "--torch-python", python)
   check(row, "pairs_per_second", "gflop_per_second", "cpu_seconds_per_pair", "compilations")
-  assert row["devices"] == 2 and row["baseline"] is None
+  assert (row["devices"], row["baseline"], row["baseline_pairs_per_second"]) == (2, "stand-in 1", 1)
+  assert row["ratio"] == pytest.approx(row["pairs_per_second"], rel=0.01)
 
 
 def test_the_scaling_bench_compares_devices_with_one():
