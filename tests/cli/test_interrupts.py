@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -77,3 +78,23 @@ def test_label_leaves_whole_shards(tmp_path, videos):
   assert not json.loads((out / "manifest.json").read_text())["complete"]
   example = labels.LabelsSource(out, image_hw=(16, 16)).example(0, 0)
   np.testing.assert_array_equal(example["labels/flow_xy"], np.zeros((3, 2)))
+
+
+def test_prepare_goes_on_with_the_shards_that_are_left(capsys, caplog, tmp_path, videos):
+  folder = tmp_path / "videos"
+  folder.mkdir()
+  for i in range(120):
+    os.link(videos / "0.mp4", folder / f"{i}.mp4")
+  out = tmp_path / "o"
+  argv = ["prepare", folder, "--seconds", 0.4, "--fps", 10, "--workers", 0, "--out", out]
+  argv += ["--set", "prepare.shard_videos=1"]
+  work = out / "clips" / "1.0.0" / "unfinished"
+  _interrupted(argv, (work / "00002.json").exists)
+  done = len(list(work.glob("0*.json")))
+  assert 3 <= done < 120
+  caplog.set_level(logging.INFO, "cwm_jax.prepare")
+  code, printed, err = command_line.run(capsys, *argv, "--json")
+  assert code == 0, err
+  told = json.loads(printed)
+  assert told["videos"] == 120 and told["skipped"] == 0
+  assert f"120 videos, 120 shards, of which {120 - done} are left" in caplog.text
