@@ -41,7 +41,6 @@ def main() -> int:
   moved = np.linalg.norm(half - full, axis=-1)
   row = bench_facts.row(
     "bf16",
-    baseline="float32",
     compilations=compilations.count,
     share_within_1_px=round(float(np.mean(moved <= SAME_PX)), 4),
     median_px=round(float(np.median(moved)), 4),
