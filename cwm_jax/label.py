@@ -257,15 +257,19 @@ def _settings(config: Any) -> dict[str, Any]:
   for section, keys in _FREE.items():
     for key in keys:
       del whole[section][key]
-  return {key: whole[key] for key in ("label", "data", "evaluate", "seed")}
+  sections = {key: whole[key] for key in ("label", "data", "evaluate", "seed")}
+  return sections | {"origin": named.origin(config.label.tracker, config.evaluate)}
 
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
   """Raises InputError where a workdir holds shards of another job."""
+  before = {"label": {"marks": 1}, "origin": settings["origin"]}
   if not path.is_file() or not any(path.parent.glob("*.arrayrecord")):
     return
   try:
     stored = checkpoint.flat(json.loads(path.read_text())["settings"])
+    # Of a job from before a key: what was done before there was a choice.
+    stored = checkpoint.flat(before) | stored
   except (ValueError, KeyError, TypeError, AttributeError):
     raise InputError(f"{path} is damaged; delete it or take another workdir") from None
   now = checkpoint.flat(settings)
