@@ -68,6 +68,7 @@ def test_slurm_queues_a_script_that_runs_one_process_a_node():
   assert shlex.split(last) == ["sbatch", "/runs/w/job.sbatch"]
   assert "#SBATCH --nodes=4" in script and "#SBATCH --partition=big" in script
   assert "JAX_LOCAL_DEVICE_IDS=0,1\n" in script
+  assert "srun --kill-on-bad-exit=0 --wait=120 " in script
 
 
 def test_kubernetes_is_a_job_set_whose_pods_know_their_numbers():
