@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from cwm_jax import geometry
 from cwm_jax.counterfactual import engine
-from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import Explanation
 
 
@@ -33,24 +30,27 @@ def growing(
   Yields:
     An Explanation of NumPy arrays, of the masks so far.
   """
-  one, two = pair
+  # On the host: on the device every number of masks would have programs of its own.
+  one, two = (np.asarray(frame.small) for frame in pair)
+  all_masks = np.asarray(asked.masks)[0, :, 1]
   for so_far in asked.explain(pair, point_xy, video_hw, masks_at_once=masks_at_once):
     marked, clean, answers, response, answer = so_far
-    masks = asked.masks[0, : len(clean), 1]
-    hidden = masks_lib.patches_to_pixels(masks, asked.patch)[..., None]
-
-    def shown(prediction: Any, hidden: Any = hidden) -> np.ndarray:
-      return np.asarray(geometry.unnormalise(jnp.where(hidden, prediction, two.small)))
-
+    masks = all_masks[: len(clean)]
+    hidden = masks.repeat(asked.patch, axis=1).repeat(asked.patch, axis=2)[..., None]
     yield Explanation(
-      mark=np.asarray(marked - one.small),
-      marked=np.asarray(geometry.unnormalise(marked)),
-      masks=np.asarray(masks),
-      clean=shown(clean),
-      counterfact=shown(answers),
-      responses=np.asarray(jnp.sum(jnp.abs(answers - clean), axis=-1)),
-      mean=np.asarray(response.heat[0]),
+      mark=marked - one,
+      marked=_rgb(marked),
+      masks=masks,
+      clean=_rgb(np.where(hidden, clean, two)),
+      counterfact=_rgb(np.where(hidden, answers, two)),
+      responses=np.abs(answers - clean).sum(axis=-1),
+      mean=np.asarray(response.heat)[0],
       from_xy=point_xy,
-      to_xy=np.asarray(answer.xy[0]),
-      visible=np.asarray(answer.visible[0]),
+      to_xy=np.asarray(answer.xy)[0],
+      visible=np.asarray(answer.visible)[0],
     )
+
+
+def _rgb(frames: np.ndarray) -> np.ndarray:
+  """`geometry.unnormalise` on the host."""
+  return frames * np.float32(geometry.IMAGENET_STD) + np.float32(geometry.IMAGENET_MEAN)

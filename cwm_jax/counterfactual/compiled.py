@@ -21,14 +21,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from cwm_jax import geometry
 from cwm_jax.counterfactual import adaptive, flow, many, multimask, zoom
 from cwm_jax.counterfactual import masks as masks_lib
-from cwm_jax.types import InputError, PointFlow, Prediction
+from cwm_jax.types import InputError, PointFlow, Prediction, Response
 
 _SETTINGS = "order average readout inverse_temperature occlusion_threshold protocol".split()
 # What `clean` says of pairs: their frames, masks and clean predictions.
 Asked = tuple[Float[Array, "p 2 h w 3"], Bool[Array, "p m 2 gh gw"], Prediction]
-
-explain_masks = jax.jit(flow.explain_masks)
-explain_answer = jax.jit(flow.explain_answer, static_argnames=("video_hw", "on_pixel", *_SETTINGS))
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
@@ -194,6 +191,58 @@ def empty_bank(
   """`adaptive.empty_bank` of so many pairs of frames like `image`."""
   frames = jnp.broadcast_to(image, (pairs, 2, *image.shape))
   return adaptive.empty_bank(predict_fn, frames, masks[0], keep_tokens=keep_tokens)
+
+
+@partial(jax.jit, static_argnames=("image_hw", "protocol"))
+def explain_masks(
+  predict_fn: multimask.PredictFn,
+  mark: Any,
+  asked: Asked,
+  point_xy: Float[Array, " 2"],
+  video_hw: Int[Array, " 2"],
+  *,
+  image_hw: tuple[int, int],
+  protocol: str,
+) -> tuple[Array, Array, Array, Array]:
+  """`flow.explain_masks` of a point in pixels of the video.
+
+  Args:
+    asked: from `clean`, of one pair.
+
+  Returns:
+    The marked frame 1 [h, w, 3], clean and marked predictions [m, h, w, 3], marks' colours [m, 3].
+  """
+  placed = flow.place_points(point_xy[None], video_hw, image_hw, protocol=protocol)
+  marked, answers, colours = flow.explain_masks(predict_fn, mark, *asked, placed)
+  return marked, asked[2].image[0], answers, colours
+
+
+@partial(jax.jit, static_argnames=("image_hw", "read_at", "on_pixel", *_SETTINGS))
+def explain_answer(
+  diff: Float[Array, "m h w 3"],
+  colours: Float[Array, "m 3"],
+  masks: Bool[Array, "r m 2 gh gw"],
+  count: Int[Array, ""],
+  point_xy: Float[Array, " 2"],
+  video_hw: Int[Array, " 2"],
+  *,
+  image_hw: tuple[int, int],
+  read_at: tuple[int, int] | None,
+  **settings: Any,
+) -> tuple[Response, PointFlow]:
+  """`flow.explain_answer` about a point, and with an answer, in pixels of the video.
+
+  Args:
+    read_at: see `ask`.
+  """
+  protocol = settings["protocol"]
+  placed = flow.place_points(point_xy[None], video_hw, image_hw, protocol=protocol)
+  response, answer = flow.explain_answer(
+    diff, colours, masks[0], count, placed, video_hw=read_at, **settings
+  )
+  if protocol == "release":
+    return response, answer
+  return response, answer._replace(xy=geometry.scale_points_xy(answer.xy, image_hw, video_hw))
 
 
 @partial(

@@ -242,7 +242,7 @@ class Engine:
     video_hw: tuple[int, int],
     *,
     masks_at_once: int,
-  ) -> Iterator[tuple[Array, Array, Array, Response, PointFlow]]:
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Response, PointFlow]]:
     """One whole-frame question with its intermediates, by groups of masks.
 
     Args:
@@ -255,34 +255,38 @@ class Engine:
       (normalised), the Response and the PointFlow, both of one point; the answer in the pixels of
       the frames as given.
     """
-    point = self._place(jnp.asarray(point_xy)[None], video_hw)
-    num_masks = self.masks.shape[1]
-    diff, colours = jnp.zeros((num_masks, *self.image_hw, 3)), jnp.zeros((num_masks, 3))
-    cleans, answers, marked = [], [], None
+    num_masks, masks = self.masks.shape[1], np.asarray(self.masks)
+    point, size = np.asarray(point_xy, np.float32), np.array(video_hw, np.int32)
+    # On the host, where arrays of any number of masks need no program of their own.
+    cleans, answers = np.zeros((2, num_masks, *self.image_hw, 3), np.float32)
+    colours, marked = np.zeros((num_masks, 3), np.float32), None
     for begin in range(0, num_masks, masks_at_once):
-      group = slice(begin, begin + masks_at_once)
-      masks = self.masks[:1, group]
-      frames, masks, clean = self._clean([[f.small for f in pair]], masks, pairs_held=1)
-      ours, answer, colour = compiled.explain_masks(
-        self._predict_fn, self._mark, frames, masks, clean, point
-      )
-      marked = ours if marked is None else marked
-      cleans.append(clean.image[0])
-      answers.append(answer)
-      diff = diff.at[group].set(answer - clean.image[0])
-      colours = colours.at[group].set(colour)
-      response, found = compiled.explain_answer(
-        diff,
-        colours,
-        self.masks[0],
-        begin + masks_at_once,
+      count = begin + masks_at_once
+      asked = self._clean([[f.small for f in pair]], masks[:1, begin:count], pairs_held=1)
+      ours, *made = compiled.explain_masks(
+        self._predict_fn,
+        self._mark,
+        asked,
         point,
-        video_hw=self._read_at(video_hw),
+        size,
+        image_hw=self.image_hw,
+        protocol=self._settings["protocol"],
+      )
+      marked = np.asarray(ours) if marked is None else marked
+      cleans[begin:count], answers[begin:count], colours[begin:count] = map(np.asarray, made)
+      response, found = compiled.explain_answer(
+        answers - cleans,
+        colours,
+        self.masks,
+        np.int32(count),
+        point,
+        size,
+        image_hw=self.image_hw,
+        read_at=self._read_at(video_hw),
         on_pixel=perturb.on_pixel(self._mark),
         **self._settings,
       )
-      so_far = (jnp.concatenate(cleans), jnp.concatenate(answers))
-      yield marked, *so_far, response, self._place_back(found, video_hw)
+      yield marked, cleans[:count], answers[:count], response, found
 
   def ask_program(
     self,
@@ -306,11 +310,6 @@ class Engine:
   def _read_at(self, video_hw: tuple[int, int]) -> tuple[int, int] | None:
     """The size at which responses are read out; None for the predictor's own."""
     return video_hw if self._release else None
-
-  def _place_back(self, answer: PointFlow, video_hw: tuple[int, int]) -> PointFlow:
-    if self._release:
-      return answer
-    return answer._replace(xy=geometry.scale_points_xy(answer.xy, self.image_hw, video_hw))
 
   def _clean(self, pairs: list[list[Any]], masks: Any = None, *, pairs_held: int = 0) -> Any:
     """`compiled.clean` of some pairs, padded to `pairs_held` (0: as many as are ever held)."""

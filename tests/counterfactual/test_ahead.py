@@ -104,6 +104,13 @@ def test_flow_networks_are_compiled_for_a_size_of_frame():
   )
 
 
+def test_an_explanation_that_grows_mask_by_mask_compiles_three_programs():
+  tracker, video = _tracker(num_masks=5), _video(2)
+  with compilations() as heard:
+    assert len(list(tracker.explaining(*video, [9.5, 9.5]))) == 5
+  assert len(heard) == 3  # clean pass, marked pass, answer
+
+
 @pytest.mark.parametrize("named", [dict(points=0), dict(pairs=0), dict(video_hw=(0, 30))])
 def test_sizes_that_cannot_be_are_refused(named):
   with pytest.raises(InputError, match="1 or more"):
