@@ -82,13 +82,10 @@ def trends(cells: Cells, data: str) -> list[str]:
       f"over seeds: {gain:+.2f} px, spread {spread:.2f} px"
     )
   for mark in marks:
-    one, ten, forty = (_distances(cells, mark, count, data) for count in (1, 10, 40))
-    if one and ten:
-      gain = np.mean(one) - np.mean(ten)
-      lines.append(f"{_TITLES[mark]}: MM-10 gains {gain:+.2f} px on MM-1")
-    if ten and forty:
-      gain = np.mean(ten) - np.mean(forty)
-      lines.append(f"{_TITLES[mark]}: MM-40 gains {gain:+.2f} px on MM-10")
+    for few, many in ((1, 10), (10, 40)):
+      gains = _gains(cells, mark, few, many, data)
+      if gains:
+        lines.append(f"{_TITLES[mark]}: MM-{many} gains {np.mean(gains):+.2f} px on MM-{few}")
   return lines
 
 
@@ -123,6 +120,13 @@ def _of(cells: Cells, mark: str, masks: int, data: str) -> list[Mapping[str, flo
 
 def _distances(cells: Cells, mark: str, masks: int, data: str) -> list[float]:
   return [numbers["average_distance"] for numbers in _of(cells, mark, masks, data)]
+
+
+def _gains(cells: Cells, mark: str, few: int, many: int, data: str) -> list[float]:
+  """By how much many masks are better than few, seed by seed, where both are there."""
+  seeds = [key[3] for key in cells if tuple(key[:3]) == (mark, many, data)]
+  pairs = [(cells.get((mark, few, data, seed)), cells[mark, many, data, seed]) for seed in seeds]
+  return [one["average_distance"] - other["average_distance"] for one, other in pairs if one]
 
 
 def _spread(values: Sequence[float]) -> float:
