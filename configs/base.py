@@ -223,7 +223,7 @@ def get_config() -> ConfigDict:
   b.pairs = 4096
   b.points = 16  # a pair
   # In one pass; with more than 1 the points are an even grid (see counterfactual/many.py), and
-  # evaluate.trackers' mm<N> takes N masks for each.
+  # label.tracker's mm<N> takes N masks for each.
   b.marks = 1
   b.image_hw = (128, 128)  # pixels of the pairs as they are asked about and kept
   b.round_trip = False  # ask from the answer back too, at twice the cost

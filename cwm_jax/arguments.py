@@ -32,10 +32,16 @@ Coordinates are pixels of the frames as given; the image's corner is (0, 0), the
 pixel (0.5, 0.5). `cwm-jax COMMAND --help` tells what a command writes.
 
 Exit codes: 0 done; 1 doctor found something missing; 2 something given cannot be used; 3 the loss
-of a training is not finite; 4 what was made could not be written; 130 interrupted, with
+of a training is not finite; 4 a training or its data could not be written; 130 interrupted, with
 what was finished kept."""
 
 _CLIP = "video file or folder of frames"
+_MARKS = dict(
+  type=values.positive,
+  metavar="N",
+  help="marks in one pass; 1 asks point by point (default: 16; 1 on a grid of few points, and with "
+  "--masks adaptive)",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -134,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     help="pixels between read-outs (default: 8)",
   )
   where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
+  flow.add_argument("--marks", **_MARKS)
   flow.add_argument(
     "--format", dest="form", choices=("flo", "png"), default="flo", help="default: flo"
   )
@@ -164,12 +171,7 @@ def parser() -> argparse.ArgumentParser:
   dense.add_argument(
     "--format", dest="form", choices=("flo", "png"), default="flo", help="default: flo"
   )
-  dense.add_argument(
-    "--marks",
-    type=values.positive,
-    metavar="N",
-    help="marks in one pass; 1 asks point by point (default: 16, on a grid of few points 1)",
-  )
+  dense.add_argument("--marks", **_MARKS)
   dense.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no flow.mp4")
   shared.add_reading(dense)
   shared.add_out(dense, "dense")

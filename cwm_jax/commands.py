@@ -11,17 +11,14 @@ from typing import Any
 import numpy as np
 
 from cwm_jax import compilation_cache, inputs, tracking, viz
-from cwm_jax.data import flowfiles, images
+from cwm_jax.data import images
 from cwm_jax.pretrained import flow_networks, releases
 from cwm_jax.pretrained import weights as weights_file
 from cwm_jax.types import InputError
 
 _MARKS = 16  # in one pass, where a grid has points for them
 _SHOWN = 420  # longer side of a picture on a page, pixels
-_FIELDS = {
-  "flo": ("flow.flo", flowfiles.write_flo),
-  "png": ("flow-kitti.png", flowfiles.write_kitti),
-}
+_FIELDS = {"flo": "flow.flo", "png": "flow-kitti.png"}
 
 
 def flow(
@@ -29,6 +26,7 @@ def flow(
   first: str,
   second: str,
   stride: int,
+  marks: int | None,
   points: str | None,
   form: str,
   reading: inputs.Reading,
@@ -40,6 +38,7 @@ def flow(
   Args:
     first, second: image files of one size.
     stride: pixels between read-outs of dense flow.
+    marks: in one pass, for dense flow; None: see `marks_for`.
     points: CSV of points, instead.
     form: of dense flow, "flo" (Middlebury) or "png" (KITTI's 16 bits, to 1/64 pixel).
     reading, out, as_json: what all commands have.
@@ -57,15 +56,12 @@ def flow(
   tracker = load_tracker(reading)
   start = time.perf_counter()
   if asked is None:
-    marks = marks_for(size_hw, stride)
+    marks = marks_for(size_hw, stride, reading) if marks is None else marks
     coarse_xy, at_xy = tracker.dense_flow(frame1, frame2, stride=stride, marks=marks)
     flow_xy = viz.spread(coarse_xy, at_xy, size_hw)
     length = np.hypot(*np.moveaxis(coarse_xy, -1, 0))
-    name, write = _FIELDS[form]
-    with inputs.whole(folder / name) as partial:
-      write(partial, flow_xy)
     files = [
-      folder / name,
+      inputs.save_flow(folder / _FIELDS[form], flow_xy, form=form),
       viz.write_png(folder / "flow.png", _flow_page(frame1, frame2, flow_xy, Path(first).name)),
     ]
     facts = {"read_outs": length.size}
@@ -99,13 +95,16 @@ def flow(
   report(facts, text + written(files), as_json=as_json)
 
 
-def marks_for(size_hw: tuple[int, int], stride: int) -> int:
-  """Marks in one pass for a grid of read-outs: 16, or 1 where points are few; see `dense_flow`.
+def marks_for(size_hw: tuple[int, int], stride: int, reading: inputs.Reading) -> int:
+  """Marks in one pass for a grid of read-outs; see `Tracker.dense_flow`.
+
+  16, but 1 where points are few, or choose their masks.
 
   Raises:
     InputError: a stride that does not fit.
   """
-  return _MARKS if tracking.grid(size_hw, stride)[..., 0].size >= 4 * _MARKS else 1
+  few = tracking.grid(size_hw, stride)[..., 0].size < 4 * _MARKS
+  return 1 if few or reading.masks == "adaptive" else _MARKS
 
 
 def info(*, weights: str | None, listed: bool, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def keep_programs() -> None:
     return
   kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
   jax.config.update("jax_compilation_cache_dir", str(releases.cache_folder() / "programs" / kind))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _processor() -> str:

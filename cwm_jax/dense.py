@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from cwm_jax import commands, inputs, terminal, viz
 from cwm_jax.data import flowfiles
 from cwm_jax.types import InputError
 
-_WRITERS = {"flo": flowfiles.write_flo, "png": flowfiles.write_kitti}
 _READERS = {"flo": flowfiles.read_flo, "png": flowfiles.read_kitti}
 _Timed = tuple[float, np.ndarray]  # a frame and its time in seconds
 _DRAWN = 98  # percentile of a frame's flow lengths that is drawn in full colour
@@ -34,16 +32,15 @@ def run(
 ) -> None:
   """Writes the flow from each frame to the one `gap` later, NNNNNN.flo or .png, and flow.mp4.
 
-  A field is read out every `stride` pixels and interpolated between. A vector too long for KITTI's
-  format (512 pixels) is marked as not valid there. Every file is whole or absent,
+  A field is read out every `stride` pixels and interpolated between. Every file is whole or absent,
   so that what an interrupted run leaves can be used; the same command begins anew.
 
   Args:
     video: file or folder of frames.
     stride: pixels between read-outs.
     gap: frames between the two of a pair.
-    marks: in one pass, see `Tracker.dense_flow`; None takes 16, or 1 on a grid of few points. A
-      flow network needs none.
+    marks: in one pass, see `Tracker.dense_flow`; None: see `commands.marks_for`. A flow network
+      needs none.
     form: "flo" (Middlebury) or "png" (KITTI's 16 bits, to 1/64 pixel).
     overlay: draw flow.mp4.
     reading, out, as_json: what all commands have.
@@ -55,7 +52,7 @@ def run(
   folder = inputs.output_folder(out)
   tracker = commands.load_tracker(reading)
   if marks is None:
-    marks = commands.marks_for(clip.size_hw, stride)
+    marks = commands.marks_for(clip.size_hw, stride, reading)
   start = time.perf_counter()
   written: list[Path] = []
   lengths: list[float] = []
@@ -70,7 +67,7 @@ def run(
     for (time_s, first), (_, second) in pairs:
       coarse_xy, at_xy = tracker.dense_flow(first, second, stride=stride, marks=marks)
       path = folder / f"{len(written):06d}.{form}"
-      _write_whole(path, viz.spread(coarse_xy, at_xy, clip.size_hw))
+      inputs.save_flow(path, viz.spread(coarse_xy, at_xy, clip.size_hw), form=form)
       written.append(path)
       times_s.append(time_s)
       lengths.append(float(np.percentile(np.hypot(*np.moveaxis(coarse_xy, -1, 0)), _DRAWN)))
@@ -99,14 +96,3 @@ def _pairs(frames: Iterator[_Timed], gap: int) -> Iterator[tuple[_Timed, _Timed]
     held.append(frame)
     if len(held) == gap + 1:
       yield held[0], held[-1]
-
-
-def _write_whole(path: Path, flow_xy: np.ndarray) -> None:
-  partial = path.with_name(f"{path.name}.partial")
-  form = path.suffix[1:]
-  valid = flowfiles.fits_kitti(flow_xy) if form == "png" else None
-  try:
-    _WRITERS[form](partial, flow_xy, valid)
-    os.replace(partial, path)
-  except OSError as error:
-    raise InputError(f"cannot write {path}: {error.strerror or error}") from None

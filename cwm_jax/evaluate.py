@@ -153,7 +153,9 @@ class _Stored:
     if self._origins.get(data_set, {}).get(tracker, "") == origin:
       return True
     _LOG.warning(
-      "%s: the stored numbers of %s are of other weights; it is measured again", data_set, tracker
+      "%s: the stored numbers of %s are not of these weights; it is measured again",
+      data_set,
+      tracker,
     )
     return False
 
@@ -168,9 +170,10 @@ class _Stored:
     try:
       found = json.loads(self._path.read_text())
       settings = found["settings"]
+      # Results from before origins were noted have none.
       numbers, origins = (
-        {name: dict(rows) for name, rows in found.get(part, {}).items()}
-        for part in ("numbers", "origins")
+        {name: dict(rows) for name, rows in part.items()}
+        for part in (found["numbers"], found.get("origins", {}))
       )
     except (ValueError, KeyError, TypeError, AttributeError):
       return {"error": f"{self._path} is damaged; delete it or take another folder"}
@@ -295,5 +298,6 @@ def _rows(trackers: Sequence[str]) -> dict[str, str]:
 
 
 def _agreed(origins: dict[str, str]) -> dict[str, str]:
-  """The first process's, on all: they must leave out the same rows."""
-  return json.loads(spread.of_first_process(json.dumps(origins).encode()))
+  """The same on all processes, which must leave out the same rows."""
+  spread.check_same(json.dumps(origins), what="weights")
+  return origins

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cwm_jax.data import images, video
+from cwm_jax.data import flowfiles, images, video
 from cwm_jax.types import InputError
 
 _FOLDER_FPS = 12.0  # a folder of frames has no rate of its own
@@ -220,9 +220,11 @@ def whole(path: Path) -> Iterator[Path]:
     yield partial
     os.replace(partial, path)
   except OSError as error:
-    raise InputError(f"cannot write {path}: {error.strerror}") from None
+    raise InputError(f"cannot write {path}: {error.strerror or error}") from None
   finally:
-    partial.unlink(missing_ok=True)
+    # On a disk that has turned read-only there is nothing to tidy, and the sentence is said.
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
@@ -233,4 +235,23 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> Path:
   """
   with whole(path) as partial, open(partial, "wb") as file:
     np.savez_compressed(file, **arrays)
+  return path
+
+
+def save_flow(path: Path, flow_xy: np.ndarray, *, form: str) -> Path:
+  """Writes a flow field, whole or not at all.
+
+  Args:
+    flow_xy: [h, w, 2], pixels.
+    form: "flo" (Middlebury), or "png" (KITTI), where a vector too long for the format (512 pixels)
+      is marked as not valid.
+
+  Raises:
+    InputError: the path cannot be written.
+  """
+  with whole(path) as partial:
+    if form == "png":
+      flowfiles.write_kitti(partial, flow_xy, flowfiles.fits_kitti(flow_xy))
+    else:
+      flowfiles.write_flo(partial, flow_xy)
   return path

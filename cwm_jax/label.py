@@ -82,6 +82,7 @@ class _Job:
     label = config.label
     self._config, self._label, self._workdir = config, label, workdir
     self.settings = _settings(config)
+    spread.check_same(self.settings["origin"], what="weights")
     if min(label.pairs, label.points, label.shard_pairs) < 1:
       raise InputError("label.pairs, label.points and label.shard_pairs are 1 or more")
     side = math.isqrt(label.points)
@@ -263,13 +264,10 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
   """Raises InputError where a workdir holds shards of another job."""
-  before = {"label": {"marks": 1}, "origin": settings["origin"]}
   if not path.is_file() or not any(path.parent.glob("*.arrayrecord")):
     return
   try:
     stored = checkpoint.flat(json.loads(path.read_text())["settings"])
-    # Of a job from before a key: what was done before there was a choice.
-    stored = checkpoint.flat(before) | stored
   except (ValueError, KeyError, TypeError, AttributeError):
     raise InputError(f"{path} is damaged; delete it or take another workdir") from None
   now = checkpoint.flat(settings)

@@ -64,18 +64,19 @@ class Leaving:
   def agreed(self, flag: bool, step: int) -> bool:
     """Whether any process raised its flag; all must ask at the same steps.
 
-    A question waits for the slowest process. So several processes ask each other every few steps
-    only, at each step where those are slow, and at others the answer is no. Which steps these are
+    A question waits for the slowest process. Several processes therefore ask only every few steps,
+    or at every step where steps are slow; between questions the answer is no. Which steps these are
     follows from what all were told at the last one, never from a clock of their own.
     """
     if jax.process_count() == 1:
       return flag
-    last, when = self._asked or (step - 1, self._began)
+    # What came before the first question says nothing of how long a step takes.
+    last, when = self._asked or (step, self._began)
     if last < step < self._ask_at:
       return False
     now = time.monotonic()
     raised, seconds = processes.highest(flag, now - when)
-    if last < step:
+    if last < step or self._asked is None:
       steps = int(_ASK_EVERY_S * (step - last) / max(seconds, 1e-6))
       self._asked, self._ask_at = (step, now), step + min(max(steps, 1), _ASK_EVERY_STEPS)
     return bool(raised)

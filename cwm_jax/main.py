@@ -107,7 +107,7 @@ def _leave(watch, sentence: str, code: int) -> None:
   if watch is None:
     _fail(sentence, code)
   print(f"error: {sentence}", file=sys.stderr, flush=True)
-  watch.failed(sentence)
+  watch.failed(sentence, code)
   # Process 0 keeps the store that the others read this in. And JAX would wait for them at exit.
   time.sleep(_LOST_AFTER.value / 4 if watch.process == 0 else 0)
   os._exit(code)

@@ -252,8 +252,8 @@ def _begin(path: Path, begun: dict[str, Any]) -> None:
       stored = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):
       raise InputError(
-        f"{path} is damaged, so nobody knows what was begun there: delete {path.parent.parent} and "
-        "give the same command again"
+        f"{path} is damaged, so it cannot be told what was begun there: delete "
+        f"{path.parent.parent} and give the same command again"
       ) from None
     changed = [key for key in begun if stored.get(key) != begun[key]]
     if changed:

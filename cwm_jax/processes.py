@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _HERE, _FAILED = "cwm_jax/here", "cwm_jax/failed"
 _DONE = "done"
+_FINAL = (2, 3)  # exit codes: something given cannot be used, the loss is not finite
 
 
 def any_process(flag: bool) -> bool:
@@ -77,17 +78,22 @@ class Watch:
     for thread in self._threads:
       thread.start()
 
-  def failed(self, sentence: str) -> None:
-    """Tells the others that this process leaves, and why; they leave too."""
+  def failed(self, sentence: str, code: int) -> None:
+    """Tells the others that this process leaves, with which exit code, and why; they leave too.
+
+    What a new start does not cure (2 and 3) they leave for with the same code, so that the job ends
+    whichever process its launcher asks; for anything else, to be started again.
+    """
     self._ended.set()
-    self._say(_FAILED, sentence)
+    self._say(_FAILED, f"{code} {sentence}")
 
   def blame(self) -> None:
     """Waits until a lost process is known, for which this one leaves; returns if none is lost.
 
     For use where a collective failed: that may be the other end's death, or an error of our own.
     """
-    self._ended.wait(1.2 * self._lost_after)
+    # Beside the silence itself there are a beat, an exchange and a judgement, on a busy machine.
+    self._ended.wait(1.5 * self._lost_after)
 
   def close(self) -> None:
     """Ends watching; the others will not miss this process."""
@@ -119,8 +125,11 @@ class Watch:
         said = here.get(f"{_HERE}/{process}", "")
         if said != self._heard[process][0]:
           self._heard[process] = (said, now)
-      for key, sentence in failed.items():
-        self._leave(f"process {key.rpartition('/')[2]} of {self._count} left: {sentence}")
+      for key, said in failed.items():
+        code, _, sentence = said.partition(" ")
+        who = f"process {key.rpartition('/')[2]} of {self._count}"
+        final = int(code) in _FINAL
+        self._leave(f"{who} left: {sentence}", int(code) if final else supervision.START_AGAIN)
 
   def _judge(self) -> None:
     """Leaves when a process, or the store, has been silent for too long."""
@@ -137,12 +146,13 @@ class Watch:
   def _leave_silent(self, process: int, seconds: float) -> None:
     self._leave(
       f"process {process} of {self._count} has not been heard of for {seconds:.0f} s; leaving, so "
-      "that all can be started again: they go on from the last checkpoint"
+      "that all can be started again: they go on from the last checkpoint",
+      supervision.START_AGAIN,
     )
 
-  def _leave(self, sentence: str) -> None:
+  def _leave(self, sentence: str, code: int) -> None:
     if not self._ended.is_set():
       self._ended.set()
       print(f"error: {sentence}", file=sys.stderr, flush=True)
       # Not `sys.exit`: the main thread hangs in a collective, and JAX would wait for the lost one.
-      os._exit(supervision.START_AGAIN)
+      os._exit(code)

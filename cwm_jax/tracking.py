@@ -69,7 +69,8 @@ def read_grid(points_xy: Any) -> Float[np.ndarray, "gy gx 2"]:
   if points.ndim != 3 or points.shape[2] != 2 or not points.size:
     raise InputError(f"a grid of points (x, y) is [rows, columns, 2], not {list(points.shape)}")
   x, y = np.moveaxis(points, -1, 0)
-  even = all(
+  even = (np.diff(x[0]) > 0).all() and (np.diff(y[:, 0]) > 0).all()
+  even = even and all(
     np.allclose(lines, np.linspace(lines[0, 0], lines[0, -1], lines.shape[1]), rtol=0, atol=1e-2)
     for lines in (x, y.T)
   )

@@ -18,6 +18,7 @@ _PAUSE_S = 0.09  # after which the page asks for the explanation
 
 
 def main() -> int:
+  """Prints the row."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--weights", default=None, help="default: the shipped predictor")
   parser.add_argument("--masks", type=int, default=8, help="default: 8, as cwm-jax view")

@@ -18,11 +18,26 @@ install_import_hook("cwm_jax", "typechecker.check")
 # Grain's worker processes read absl flags, which nothing has parsed under pytest.
 flags.FLAGS.mark_as_parsed()
 
+# Most of the suite's time is compiling. What is about numbers or speed is compiled as for users, by
+# the fixture `fully_optimised`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 # Saves compile time from one run to the next; nothing depends on what is in it.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+@pytest.fixture(scope="module")
+def fully_optimised():
+  """Programs that this module compiles are those that a user's process would compile."""
+  import jax
+
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 def _folder_named_by(variable: str) -> Path:

@@ -9,6 +9,8 @@ from cwm_jax.tracker import Tracker
 
 SCENES = 12
 
+pytestmark = pytest.mark.usefixtures("fully_optimised")
+
 
 @pytest.fixture(scope="module")
 def some_scenes():

@@ -91,3 +91,11 @@ class AdaptiveEngine(engine.Engine):
         )
         self._count(marked, clean)
         yield where, answer
+
+  def ask_grid(self, *args: Any, **settings: Any) -> PointFlow:
+    """Not with adaptive masks: points that share a pass share its mask.
+
+    Raises:
+      InputError: always.
+    """
+    raise InputError("points that choose their masks are asked one by one: marks=1, no votes")

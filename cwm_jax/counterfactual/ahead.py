@@ -61,7 +61,8 @@ def counts_to_ask(
     buckets: numbers of points that have a program, for any number of points, which is None.
     pairs_at_once: the most that are asked about together.
   """
-  groups = sorted({min(pairs, pairs_at_once), pairs % pairs_at_once} - {0})
+  # A video's queries begin one after the other, so that fewer pairs come before more.
+  groups = sorted({1, min(pairs, pairs_at_once), pairs % pairs_at_once} - {0})
   if points is None:
     return [(group, bucket) for group in groups for bucket in buckets]
   return [(group, group * points) for group in groups]

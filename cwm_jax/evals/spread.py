@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from cwm_jax.types import InputError
+
 
 class OnDevice:
   """A tracker whose work runs on one device, whichever thread asks."""
@@ -100,6 +102,14 @@ def gather(mine: dict[int, bytes], count: int) -> dict[int, bytes]:
 def of_first_process(value: bytes) -> bytes:
   """What the first process holds, on every process."""
   return value if jax.process_count() == 1 else _everyone(value)[0]
+
+
+def check_same(value: str, *, what: str) -> None:
+  """Raises InputError in a process that holds another value than the first one."""
+  if of_first_process(value.encode()) != value.encode():
+    raise InputError(
+      f"process {jax.process_index()} has other {what} than process 0; all must read the same files"
+    )
 
 
 def _everyone(value: bytes) -> list[bytes]:

@@ -131,12 +131,13 @@ def pair(store):
   return [processes.Watch(store, process=i, count=2, lost_after=0.6) for i in (0, 1)]
 
 
-def test_a_process_that_fails_tells_the_others_why(left, capsys):
+@pytest.mark.parametrize("code, theirs", [(1, 4), (2, 2), (3, 3), (4, 4)])
+def test_a_process_that_fails_tells_the_others_why_and_whether_for_good(left, capsys, code, theirs):
   one, other = pair(Store())
-  other.failed("the disk is full")
+  other.failed("the disk is full", code)
   assert left[1].wait(5)
   one.close()
-  assert left[0] == [supervision.START_AGAIN]
+  assert left[0] == [theirs]
   assert capsys.readouterr().err == "error: process 1 of 2 left: the disk is full\n"
 
 
