@@ -20,7 +20,7 @@ _EXAMPLES = """examples:
   cwm-jax dense clip.mp4 --stride 4            a flow field for every frame
   cwm-jax segments dog.png --at 120,80         what moves along when that patch is moved
   cwm-jax eval --tapvid tapvid_davis.pkl       accuracy on TAP-Vid beside other trackers
-  cwm-jax train runs/mine --videos my_videos   carry the weights on with your videos
+  cwm-jax train runs/mine --videos my_videos   go on training the weights, on your videos
   cwm-jax prepare my_videos --out clips        short clips of many videos, quick to read
   cwm-jax label --videos my_videos             a tracker's answers, to train a student on
   cwm-jax info                                 what the shipped weights are
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     "demo",
     "track 16 points and draw what was seen",
     "Tracks 16 points through a rendered clip whose truth is known, or through VIDEO, and writes "
-    "overlay.mp4, flow.png, tracks.npz and, unless of a flow network, heatmaps.png and "
+    "overlay.mp4, flow.png, tracks.npz and, of a predictor, heatmaps.png and "
     "explanation.png.",
     "  cwm-jax demo\n"
     "  cwm-jax demo clip.mp4 --out pictures\n"

@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
   train = shared.add_command(
     commands,
     "train",
-    "carry weights on with on your own videos",
+    "go on training weights, on your own videos",
     "Fine-tunes weights on a folder of videos (configs/finetune.py), or trains by another config, "
     "and writes WORKDIR/model.safetensors, which --weights takes (a joint training the mark it "
     "learned, WORKDIR/mark.safetensors). Ctrl-C saves and writes that too; the same command goes "

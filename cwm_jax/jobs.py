@@ -300,8 +300,8 @@ def _ctrl_c_saves() -> Iterator[list[bool]]:
       os._exit(130)
     seen.append(True)
     print(
-      "\nsaving, also as a weights file; Ctrl-C again leaves at once (of the last checkpoint "
-      "`cwm-jax convert` makes one)",
+      "\nsaving, also as a weights file; Ctrl-C again leaves at once (`cwm-jax convert` makes a "
+      "weights file from the last checkpoint)",
       file=sys.stderr,
       flush=True,
     )

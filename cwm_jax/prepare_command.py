@@ -54,7 +54,7 @@ def run(
 
 
 def _training(folder: Path, fps: float) -> str:
-  """The command that carries weights on with on the clips, pairs of frames 150 ms apart."""
+  """The command that goes on training weights on the clips, pairs of frames 150 ms apart."""
   keys = {
     "video.weight": 0.0,
     "tfds.weight": 0.9,

@@ -24,6 +24,8 @@ def main() -> int:
   parser.add_argument("--masks", type=int, default=8, help="default: 8, as cwm-jax view")
   parser.add_argument("--clicks", type=int, default=5)
   options = parser.parse_args()
+  if options.clicks < 1:
+    parser.error("--clicks is 1 or more")
   import bench_facts
   import numpy as np
 
@@ -60,11 +62,11 @@ def main() -> int:
 def _click(server, x: float, y: float, frames: int) -> float:
   """Seconds until the track of a point of the first frame is whole."""
   began = time.perf_counter()
+  explained = []
 
   def explain() -> None:
     time.sleep(_PAUSE_S)
-    for _ in _lines(server, f"/explain?t1=0&t2={frames // 3}&x={x}&y={y}"):
-      pass
+    explained.extend(_lines(server, f"/explain?t1=0&t2={frames // 3}&x={x}&y={y}"))
 
   other = threading.Thread(target=explain)
   other.start()
@@ -73,6 +75,8 @@ def _click(server, x: float, y: float, frames: int) -> float:
   if told != set(range(frames)):
     raise SystemExit(f"the track has {len(told)} of {frames} frames")
   other.join()
+  if not explained:
+    raise SystemExit("the click was not explained")
   return seconds
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cwm_jax import inputs
+
 
 @pytest.fixture
 def page(tmp_path, server):
@@ -77,6 +79,17 @@ def test_a_click_becomes_a_track_an_explanation_and_points_to_keep(page, server,
   page.run("$('push').onclick()")
   page.wait_for("document.body.dataset.pushed === '2'", timeout=60)
   assert "What moves along" in page.run("document.getElementById('said').textContent")
+  # What the page saves is what `cwm-jax track --points` reads.
+  page.run(
+    "URL.createObjectURL = blob => {"
+    " blob.text().then(text => { document.body.dataset.saved = text; }); return '#'; };"
+    "HTMLAnchorElement.prototype.click = () => {}; $('save').onclick()"
+  )
+  page.wait_for("document.body.dataset.saved", timeout=30)
+  (tmp_path / "points.csv").write_text(page.run("document.body.dataset.saved"))
+  kept = inputs.read_points(str(tmp_path / "points.csv"), (48, 64))
+  clicked = page.run("points.map(p => [p.t, p.xy[1], p.xy[0]])")
+  np.testing.assert_allclose(kept, clicked, atol=0.011)
   page.run("$('clear').onclick()")
   assert page.run("points.length") == 0
 
