@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import tiny_model
 
@@ -29,3 +35,27 @@ def run(capsys, *argv):
   """Runs one command line; returns (exit code, stdout, stderr)."""
   code = cli.main([str(arg) for arg in argv])
   return code, *capsys.readouterr()
+
+
+def interrupted(ready, *argv):
+  """Runs one command line in a process of its own that gets Ctrl-C once `ready()` is true.
+
+  Returns:
+    (stdout, stderr).
+  """
+  asked = [sys.executable, "-m", "cwm_jax.cli", *map(str, argv)]
+  env = os.environ | {"JAX_PLATFORMS": "cpu"}
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  with subprocess.Popen(asked, **pipes, text=True, env=env) as process:
+    try:
+      deadline = time.monotonic() + 300
+      while not ready():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{argv[0]} has finished nothing that was waited for"
+        time.sleep(0.02)
+      process.send_signal(signal.SIGINT)
+      stdout, stderr = process.communicate(timeout=180)
+    finally:
+      process.kill()
+  assert process.returncode == 130 and "Traceback" not in stderr, stderr
+  return stdout, stderr
