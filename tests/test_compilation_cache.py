@@ -11,7 +11,8 @@ import tiny_job
 from cwm_jax import compilation_cache
 from cwm_jax.pretrained import releases
 
-# A training job as its command starts it; says at its end what was asked of the kept programs.
+# A training job as its command starts it, which keeps the programs that are quick to compile too: a
+# fast machine has no others. Says at its end what was asked of the kept programs.
 JOB = """
 import atexit, collections, json, sys
 import jax
@@ -19,8 +20,15 @@ import jax
 heard = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: heard.update([event.split("/")[-1]]))
 atexit.register(lambda: print("HEARD" + json.dumps(heard)))
-from cwm_jax import main
+from cwm_jax import compilation_cache, main
 
+keep_programs = compilation_cache.keep_programs
+
+def keep_all():
+  keep_programs()
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+compilation_cache.keep_programs = keep_all
 main.main()
 """
 
@@ -55,7 +63,8 @@ def test_a_training_that_is_started_again_reads_its_programs_and_computes_the_sa
     losses.append([row["loss"] for row in tiny_job.rows(tmp_path / name) if "loss" in row])
   (kind,) = (tmp_path / "cache" / "programs").iterdir()
   assert any(kind.iterdir())
-  assert heard[0].get("cache_hits", 0) == 0 < heard[1]["cache_hits"]
+  # The first finds those only that it has compiled before itself.
+  assert heard[0].get("cache_hits", 0) < heard[1]["cache_hits"]
   assert heard[1].get("cache_misses", 0) < heard[0]["cache_misses"]
   assert len(losses[0]) == 3 and losses[0] == losses[1]
 
