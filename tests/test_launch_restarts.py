@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import tiny_job
@@ -57,8 +58,15 @@ def run(asked, **ways):
   return subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False, **ways)
 
 
+def handles(process, number):
+  """Whether a process does something of its own at a signal, such as a shell's trap."""
+  lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+  [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+  return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def tell(asked, log, *, starts=1, number=signal.SIGTERM, **ways):
-  """Sends a signal to a shell alone once so many trainings work.
+  """Sends a signal to a shell alone once so many trainings work and it has set its trap.
 
   Returns:
     (its exit code, the words of the log when it had ended).
@@ -71,11 +79,9 @@ def tell(asked, log, *, starts=1, number=signal.SIGTERM, **ways):
   process = subprocess.Popen(asked, stdout=subprocess.DEVNULL, preexec_fn=as_in_a_terminal, **ways)
   try:
     deadline = time.monotonic() + 30
-    while words(log).count("start") < starts:
+    while words(log).count("start") < starts or not handles(process, number):
       assert process.poll() is None and time.monotonic() < deadline
       time.sleep(0.02)
-    # The shell that started them is about to set its own trap.
-    time.sleep(0.3)
     process.send_signal(number)
     return process.wait(30), words(log)
   finally:
@@ -132,7 +138,17 @@ def test_a_script_that_is_told_to_leave_between_two_starts_leaves(tmp_path):
   log = tmp_path / "log"
   job = program(tmp_path / "job", ends_with(log, *[4] * 9))
   asked = ["bash", "-c", f"source {LAUNCH}/run; again start {job}"]
-  assert tell(asked, log, env=environment(PAUSE_S="2")) == (4, ["start"])
+  # The second start would be the last one, so that this ends whatever the script does.
+  ways = dict(env=environment(PAUSE_S="20", TRIES="2"), start_new_session=True)
+  with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, **ways) as process:
+    try:
+      assert any("starting again" in line for line in process.stderr)
+      # As a terminal and a service manager do: all of the group, the pause too.
+      os.killpg(process.pid, signal.SIGTERM)
+      assert process.wait(60) == 4
+    finally:
+      process.kill()
+  assert words(log) == ["start"]
 
 
 @pytest.fixture
@@ -279,11 +295,14 @@ def test_a_start_on_a_host_first_ends_the_training_that_a_dropped_connection_lef
   log = tmp_path / "log"
   python = program(tmp_path / "cwm" / ".venv" / "bin" / "python", training(log))
   shell = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, stdout=subprocess.DEVNULL)
-  while not log.exists() or not (tmp_path / "cwm" / "job.pid").exists():
-    assert shell.poll() is None
-    time.sleep(0.02)
-  shell.kill()
-  shell.wait()
+  try:
+    deadline = time.monotonic() + 30
+    while not words(log) or not words(tmp_path / "cwm" / "job.pid"):
+      assert shell.poll() is None and time.monotonic() < deadline
+      time.sleep(0.02)
+  finally:
+    shell.kill()
+    shell.wait()
   program(python, f"echo start >> {log}\nexit 4")
   done = run(["bash", "-c", command], cwd=tmp_path)
   assert words(log) == ["start", "saved", "start"]
