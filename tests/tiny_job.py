@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from cwm_jax.configs import base
@@ -62,6 +63,14 @@ def run_script(script: str, *arguments: str, timeout: float = 240, **extra: str)
   ways = {**_ways(), "env": environment(**extra)}
   asked = [sys.executable, "-c", script, *arguments]
   return subprocess.run(asked, **ways, timeout=timeout, check=False)
+
+
+def wait_for(path: Path) -> None:
+  """Returns once a file or folder is there; fails where it is not within a minute."""
+  deadline = time.monotonic() + 60
+  while not path.exists():
+    assert time.monotonic() < deadline, f"{path} is not there after a minute"
+    time.sleep(0.05)
 
 
 def rows(workdir: Path) -> list[dict]:

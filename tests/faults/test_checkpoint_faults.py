@@ -152,7 +152,7 @@ def test_a_run_killed_in_a_save_goes_on_from_the_checkpoint_before(tmp_path, mom
 
 # Trains on a disk that is full once the checkpoint of step 3 is there; then with room again.
 FULL_DISK = """
-import sys, time
+import sys
 from pathlib import Path
 import tiny_job
 from cwm_jax import fingerprint, train, types
@@ -165,8 +165,7 @@ if __name__ == "__main__":
   def fetch_and_fill(self):
     fetched.append(1)
     if len(fetched) == 5:
-      while not (disk / "run" / "checkpoints" / "3").exists():
-        time.sleep(0.05)
+      tiny_job.wait_for(disk / "run" / "checkpoints" / "3")
       with filler.open("wb", buffering=0) as file:
         try:
           while True:
@@ -226,7 +225,7 @@ def test_a_full_disk_is_a_sentence_and_with_room_again_the_run_goes_on_exactly(o
 
 # A job whose disk turns read-only once the checkpoint of step 3 is there.
 READ_ONLY_DISK = """
-import subprocess, sys, time
+import subprocess, sys
 from pathlib import Path
 import tiny_job
 from cwm_jax import main
@@ -239,8 +238,7 @@ if __name__ == "__main__":
   def fetch_and_lock(self):
     fetched.append(1)
     if len(fetched) == 5:
-      while not (checkpoints / "3").exists():
-        time.sleep(0.05)
+      tiny_job.wait_for(checkpoints / "3")
       # A second mount over the first, which files that are open for writing would keep as it is.
       subprocess.run(["mount", "--bind", disk, disk], check=True)
       subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
