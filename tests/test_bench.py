@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import command_line
 import jax
 import pytest
-import test_prepare
+import tiny_clips
 import tiny_job
 import tiny_model
 
@@ -22,6 +22,7 @@ LAUNCH = tiny_job.ROOT / "launch"
 EVERY_ROW = {"measure", "baseline", "ratio", "flops_utilisation", "peak_mib", "compilations"} | {
   *("machine", "cores", "device", "devices", "versions")
 }
+ALONE = "reading and decoding alone"
 PARTS = ("read_decode", "crop_resize", "handover", "copy", "render")
 
 
@@ -56,14 +57,13 @@ def check(row, *numbers):
   "sources",
   [
     {"scenes": "training of pretrain_tiny:runlocal"},
-    {"video": "bare PyAV", "labels": "reading and decoding alone"},
-    {"frames": "reading and decoding alone", "tfds": "reading and decoding alone"},
+    {"video": "bare PyAV", **dict.fromkeys(("frames", "tfds", "labels"), ALONE)},
   ],
   ids=" and ".join,
 )
 def test_the_data_bench_says_what_bounds_each_source(sources, tmp_path):
   for number in range(2):
-    test_prepare.write_video(tmp_path / f"{number}.mp4", 12, 20 * number)
+    tiny_clips.write_video(tmp_path / f"{number}.mp4", 12, 20 * number)
   small = ("--image", 16, "--stage", "runlocal", "--batch", 2, "--batches", 1, "--repetitions", 1)
   rows = bench("data", tmp_path, "--sources", *sources, *small)
   assert [row["source"] for row in rows] == list(sources)

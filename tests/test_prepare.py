@@ -9,12 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiny_clips
 import tiny_job
 
 from cwm_jax import prepare
@@ -25,26 +24,13 @@ from cwm_jax.types import InputError
 HOW = clips.Cut(seconds=0.2, fps=10.0, short_side=24, quality=90, limit=0)
 
 
-def write_video(path, frames, grey):
-  """A film at 10 frames a second whose frame i has the grey level `grey` + 10 i."""
-  with av.open(str(path), "w") as container:
-    stream = container.add_stream("libx264", rate=10)
-    stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
-    for i in range(frames):
-      picture = np.full((24, 32, 3), grey + 10 * i, np.uint8)
-      frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-      frame.pts, frame.time_base = i, Fraction(1, 10)
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
   """Seven videos of 4 frames (2 clips each), one with a single frame, one that is none."""
   folder = tmp_path_factory.mktemp("videos")
   for i in range(7):
-    write_video(folder / f"{i}.mp4", 4, 20 * i)
-  write_video(folder / "7.mp4", 1, 0)
+    tiny_clips.write_video(folder / f"{i}.mp4", 4, 20 * i)
+  tiny_clips.write_video(folder / "7.mp4", 1, 0)
   (folder / "8.mp4").write_text("not a video")
   return folder
 

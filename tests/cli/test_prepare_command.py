@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from fractions import Fraction
 
-import av
 import command_line
-import numpy as np
 import tensorflow_datasets as tfds
+import tiny_clips
 
 from cwm_jax import arguments, cli, jobs, viz
 from cwm_jax.data import loader
@@ -18,15 +16,7 @@ from cwm_jax.data import loader
 def test_a_folder_of_videos_becomes_a_dataset(tmp_path, capsys):
   folder = tmp_path / "videos"
   folder.mkdir()
-  with av.open(str(folder / "a.mp4"), "w") as container:
-    stream = container.add_stream("libx264", rate=10)
-    stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
-    for i in range(8):
-      picture = np.full((24, 32, 3), 20 * i, np.uint8)
-      frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
-      frame.pts, frame.time_base = i, Fraction(1, 10)
-      container.mux(stream.encode(frame))
-    container.mux(stream.encode())
+  tiny_clips.write_video(folder / "a.mp4", 8, 0)
   (folder / "b.mp4").write_text("not a video")
   asked = ["prepare", str(folder), "--out", str(tmp_path / "out"), "--workers", "0", "--json"]
   asked += ["--seconds", "0.4", "--fps", "10", "--set", "prepare.quality=95"]
@@ -37,7 +27,7 @@ def test_a_folder_of_videos_becomes_a_dataset(tmp_path, capsys):
   assert len(data) == 2 and len(data[0]["frames"]) == 4
 
 
-def test_the_command_that_it_prints_trains_on_the_clips(tmp_path, capsys):
+def test_the_settings_that_it_prints_for_train_make_a_loader_read_the_clips(tmp_path, capsys):
   folder = tmp_path / "my videos"
   folder.mkdir()
   pictures = command_line.frames(10, 24, 32)
