@@ -130,6 +130,31 @@ def test_weights_of_one_name_are_measured_again_where_their_file_is_another(
   np.testing.assert_equal(again["model"], second["model"])
 
 
+def test_of_results_without_origins_weights_are_measured_again_and_baselines_are_not(
+  config, tmp_path, weights_files
+):
+  config.evaluate.trackers = (str(weights_files[0]), "zero")
+  out = tmp_path / "out"
+  evaluate.run(config, out)
+  # As a version left them that did not note origins, of weights that answered something else.
+  stored = json.loads((out / "results.json").read_text())
+  noted = stored.pop("origins")["tapvid/first"]
+  for row in stored["numbers"]["tapvid/first"].values():
+    row["seconds"] = -1.0
+  (out / "results.json").write_text(json.dumps(stored))
+  for path in (out / "answers" / "first" / "model").glob("*.npz"):
+    with np.load(path) as kept:
+      answers = {name: kept[name] for name in kept if name != "origin"}
+    answers["tracks_xy"] += 7
+    np.savez(path, **answers)
+  assert _moved(out, "model") > 7
+  rows = evaluate.run(config, out)["tapvid/first"]
+  assert rows["model"]["seconds"] > 0 and _moved(out, "model") == 1
+  assert rows["zero"]["seconds"] == -1
+  again = json.loads((out / "results.json").read_text())["origins"]["tapvid/first"]
+  assert again["model"] == noted["model"]
+
+
 def test_what_mm_n_asks_and_the_prediction_go_with_the_weights_file_too(
   config, tmp_path, weights_files, monkeypatch
 ):
