@@ -9,7 +9,6 @@ import sys
 from importlib import metadata
 
 import command_line
-import pytest
 
 from cwm_jax import doctor
 
@@ -41,11 +40,9 @@ def test_what_is_missing_is_named_with_a_way_to_get_it_and_exit_code_1(
   assert "none yet" in out
 
 
-@pytest.mark.parametrize(
-  "lost, packages", [(["av", "PIL"], ["av", "pillow"]), (["jaxtyping"],) * 2, (["jax"],) * 2]
-)
-def test_a_library_that_cannot_be_imported_is_a_finding_and_no_traceback(lost, packages):
-  script = f"import sys; sys.modules.update(dict.fromkeys({lost!r}))\n"
+def test_libraries_that_cannot_be_imported_are_findings_and_no_traceback():
+  lost = {"av": "av", "PIL": "pillow", "jaxtyping": "jaxtyping", "jax": "jax"}  # module: package
+  script = f"import sys; sys.modules.update(dict.fromkeys({list(lost)!r}))\n"
   script += "from cwm_jax import cli; sys.exit(cli.main(['doctor', '--json']))"
   done = subprocess.run(
     [sys.executable, "-c", script],
@@ -56,7 +53,7 @@ def test_a_library_that_cannot_be_imported_is_a_finding_and_no_traceback(lost, p
   )
   assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
   states = {f["about"]: f for f in json.loads(done.stdout)["findings"]}
-  for package in packages:
+  for package in lost.values():
     assert states[package]["state"] == "missing"
     assert "cannot be imported" in states[package]["found"]
     assert states[package]["fix"].endswith(f" {package}")
