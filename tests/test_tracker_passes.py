@@ -106,6 +106,9 @@ def test_a_grid_may_lie_anywhere_but_is_even():
   for points, said in (
     (crooked, "even steps"),
     (np.moveaxis(grid, 0, 1), "even steps"),
+    (grid[:, ::-1], "even steps"),
+    (grid[::-1], "even steps"),
+    (np.full_like(grid, 20), "even steps"),
     (grid.reshape(-1, 2), "rows, columns"),
     (grid + 20, "lies outside"),
   ):
