@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -18,6 +21,17 @@ def job(**changes):
   config = tiny_job.get_config()
   config.update_from_flattened_dict(changes)
   return config
+
+
+def _profiled(workdir):
+  """What `launch/bench profile` says of a run."""
+  script = tiny_job.ROOT / "launch" / "bench_profile.py"
+  return subprocess.run([sys.executable, script, workdir], capture_output=True, text=True)
+
+
+def test_a_run_that_traced_nothing_has_no_profile(tmp_path):
+  done = _profiled(tmp_path)
+  assert done.returncode == 2 and "no trace there" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +63,8 @@ def test_a_run_leaves_rows_pictures_a_config_a_trace_and_its_last_state(finished
     "prediction_00000002.png",
     "prediction_00000003.png",
   ]
-  assert list((workdir / "profile").rglob("*.xplane.pb"))
+  shares = json.loads(_profiled(workdir).stdout)["shares"]
+  assert shares["matrix_products"] > 0 and sum(shares.values()) == pytest.approx(1, abs=0.01)
   params, config = checkpoint.load_params(workdir)
   assert config["model"]["encoder_width"] == 32
   jax.tree.map(np.testing.assert_array_equal, params, state.ema)
