@@ -120,7 +120,7 @@ def test_weights_of_one_name_are_measured_again_where_their_file_is_another(
   else:
     a.write_bytes(b"xx")
   second = evaluate.run(config, tmp_path / "out")["tapvid/first"]
-  assert "the stored numbers of model are of other weights" in caplog.text
+  assert "the stored numbers of model are not of these weights" in caplog.text
   assert _moved(tmp_path / "out", "model") == 2
   distance = "pooled/average_distance"
   assert second["model"][distance] != first["model"][distance]
