@@ -5,7 +5,7 @@ python -m cwm_jax.main --config configs/pretrain_tiny.py:stray --workdir runs/st
     --config.init_from=runs/match        # and so on: view, worlds, large, far
 
 match   whole-patch shifts of noise: finding patches of frame 2 in frame 1 is all that pays; its
-        loss lies on a plateau for 600 steps and then falls.
+        loss lies on a plateau for 1,000 steps and then falls.
 stray   shifts stray from whole patches, a little more at each level. Any displacement at once,
         after `match`, taught nothing in 900 steps; by degrees, level 2 took 125.
 view    natural textures under a moving camera, and the first movers.
