@@ -93,7 +93,10 @@ class Watch:
     For use where a collective failed: that may be the other end's death, or an error of our own.
     """
     # Beside the silence itself there are a beat, an exchange and a judgement, on a busy machine.
-    self._ended.wait(1.5 * self._lost_after)
+    if self._ended.wait(1.5 * self._lost_after):
+      # One of these is about to end the process, and says why; nothing is to be said beside it.
+      for thread in self._threads:
+        thread.join()
 
   def close(self) -> None:
     """Ends watching; the others will not miss this process."""

@@ -148,6 +148,20 @@ def test_a_process_that_is_done_is_not_missed_and_one_that_works_on_stays(left):
   one.close()
 
 
+def test_a_process_that_asks_whom_to_blame_waits_until_the_watch_has_left(monkeypatch):
+  codes = []
+
+  def leave_slowly(code):
+    time.sleep(0.5)
+    codes.append(code)
+
+  monkeypatch.setattr(processes.os, "_exit", leave_slowly)
+  one, other = pair(Store())
+  other._ended.set()  # silent from now on
+  one.blame()
+  assert codes == [supervision.START_AGAIN]
+
+
 def test_a_store_that_no_longer_answers_means_that_process_0_is_lost(left, capsys):
   store = Store()
   one, other = pair(store)
