@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from cwm_jax import fingerprint, processes
+from cwm_jax import fingerprint, processes, whole_files
 from cwm_jax.types import InputError, SaveError
 
 log = logging.getLogger(__name__)
@@ -219,9 +219,8 @@ def keep_config(
         "change it back, or start a new workdir with init_from set to this one"
       )
   if jax.process_index() == 0:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n")
-    os.replace(partial, path)
+    with whole_files.writing(path) as partial:
+      partial.write_text(text + "\n")
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:

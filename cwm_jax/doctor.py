@@ -25,7 +25,6 @@ _MODULES = {
   "absl-py": "absl",
   "orbax-checkpoint": "orbax.checkpoint",
   "pillow": "PIL",
-  "tensorflow-datasets": "tensorflow_datasets",
 }
 _EXTRAS = {
   "opencv-python-headless": ("classical trackers to compare with", "baselines"),

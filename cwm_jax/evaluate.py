@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cwm_jax import writers
+from cwm_jax import whole_files, writers
 from cwm_jax.data import tapvid_pickles
 from cwm_jax.evals import flow, named, prediction, segments, spread, tapvid_job, tapvid_report
 from cwm_jax.types import InputError
@@ -195,10 +195,8 @@ class _Stored:
   def _write(self) -> None:
     if jax.process_index() > 0:
       return
-    partial = self._path.with_suffix(".partial")
     content = {"settings": self._settings, "numbers": self.numbers, "origins": self._origins}
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, self._path)
+    whole_files.write_json(self._path, content)
 
 
 def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:

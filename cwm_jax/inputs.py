@@ -6,13 +6,13 @@ import contextlib
 import csv
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from cwm_jax import whole_files
 from cwm_jax.data import flowfiles, images, video
 from cwm_jax.types import InputError
 
@@ -207,24 +207,16 @@ def output_folder(path: str) -> Path:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-  """A block that writes to the path it is given, which is `path` once the block has ended well.
-
-  So `path` is there whole or as it was, even where the process ends meanwhile.
+  """`whole_files.writing`, whose failure is a sentence.
 
   Raises:
     InputError: the path cannot be written.
   """
-  # Ctrl-C saves in a thread of its own.
-  partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
   try:
-    yield partial
-    os.replace(partial, path)
+    with whole_files.writing(path) as partial:
+      yield partial
   except OSError as error:
     raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-  finally:
-    # On a disk that has turned read-only there is nothing to tidy, and the sentence is said.
-    with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> Path:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import checkpoint, label_answers, leaving, viz, writers
+from cwm_jax import checkpoint, label_answers, leaving, viz, whole_files, writers
 from cwm_jax.data import labels, loader, rendering
 from cwm_jax.evals import named, spread
 from cwm_jax.progress import format_seconds
@@ -71,7 +71,7 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     multihost_utils.sync_global_devices("labels are written")
   manifest = _manifest(workdir, job.settings, job.shards)
   if jax.process_index() == 0:
-    _write_json(workdir / MANIFEST, manifest)
+    whole_files.write_json(workdir / MANIFEST, manifest)
   return manifest
 
 
@@ -103,7 +103,7 @@ class _Job:
       raise InputError(f"{workdir} cannot be written: {error.strerror}") from None
     _check_settings(workdir / MANIFEST, self.settings)
     if jax.process_index() == 0:
-      _write_json(workdir / MANIFEST, _manifest(workdir, self.settings, self.shards))
+      whole_files.write_json(workdir / MANIFEST, _manifest(workdir, self.settings, self.shards))
 
   def work(self, leave: leaving.Leaving) -> None:
     """Makes this process's missing shards."""
@@ -136,7 +136,7 @@ class _Job:
         numbers = _numbers(records, self._label) | {"pairs_per_second": rate}
         # The numbers first: a shard that is there has them beside it.
         path = self._path(number)
-        _write_json(path.with_suffix(".json"), numbers)
+        whole_files.write_json(path.with_suffix(".json"), numbers)
         _write_shard(path, records)
         log.info(
           "shard %d/%d  %.2f pairs/s  eta %s  kept %.0f%% (sure %.0f%%, consistent %.0f%%)",
@@ -146,7 +146,7 @@ class _Job:
         skipped = {"skipped_items": data.skipped()}
         writer.write_scalars(number + 1, {k: float(v) for k, v in numbers.items()} | skipped)
         if jax.process_index() == 0:
-          _write_json(
+          whole_files.write_json(
             self._workdir / MANIFEST, _manifest(self._workdir, self.settings, self.shards)
           )
           if self._label.pictures_every and count % self._label.pictures_every == 0:
@@ -307,12 +307,6 @@ def _manifest(workdir: Path, settings: dict[str, Any], shards: int) -> dict[str,
     "shards": found,
     "settings": settings,
   }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-  partial.write_text(json.dumps(content, indent=1) + "\n")
-  os.replace(partial, path)
 
 
 def _picture(record: Record, label: Any) -> np.ndarray:

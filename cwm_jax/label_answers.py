@@ -27,20 +27,20 @@ def records(
     seed: of the points.
   """
   answered = _ask_points if label.marks == 1 else _ask_grids
-  points, there, back_xy = answered(tracker, pairs, start, label, seed)
-  away = np.zeros(points.shape[:2], np.float32)
+  points_xy, there, back_xy = answered(tracker, pairs, start, label, seed)
+  away_px = np.zeros(points_xy.shape[:2], np.float32)
   if label.round_trip:
     inside = ((there.xy >= 0) & (there.xy <= pairs.shape[3:1:-1])).all(axis=-1)
-    away = np.where(inside, np.linalg.norm(back_xy - points, axis=-1), np.inf)
+    away_px = np.where(inside, np.linalg.norm(back_xy - points_xy, axis=-1), np.inf)
   for i in range(len(pairs)):
     yield dict(
       index=np.int64(start + i),
       pair=pairs[i],
-      points_xy=points[i],
-      flow_xy=(there.xy[i] - points[i]).astype(np.float32),
+      points_xy=points_xy[i],
+      flow_xy=(there.xy[i] - points_xy[i]).astype(np.float32),
       confidence=there.confidence[i].astype(np.float32),
       visible=there.visible[i],
-      round_trip=away[i].astype(np.float32),
+      round_trip=away_px[i].astype(np.float32),
     )
 
 
@@ -52,14 +52,14 @@ def _ask_points(
   The last is None where nobody asked for the round trip.
   """
   h, w = size_hw = pairs.shape[2:4]
-  points = np.stack(
+  points_xy = np.stack(
     [draw_points(np.random.default_rng([seed, start + i]), label.points, size_hw)
      for i in range(len(pairs))]
   )  # fmt: skip
-  there = tracker.pairs(pairs, points)
+  there = tracker.pairs(pairs, points_xy)
   if not label.round_trip:
-    return points, there, None
-  return points, there, tracker.pairs(pairs[:, ::-1], np.clip(there.xy, 0, (w, h))).xy
+    return points_xy, there, None
+  return points_xy, there, tracker.pairs(pairs[:, ::-1], np.clip(there.xy, 0, (w, h))).xy
 
 
 def _ask_grids(
@@ -69,21 +69,21 @@ def _ask_grids(
   side = math.isqrt(label.points)
   step_xy = np.array(pairs.shape[3:1:-1], np.float32) / side
   rows, columns = np.indices((side, side))
-  grid = ((np.stack([columns, rows], axis=-1) + 0.5) * step_xy).astype(np.float32)
+  grid_xy = ((np.stack([columns, rows], axis=-1) + 0.5) * step_xy).astype(np.float32)
 
   def ask(first: np.ndarray, second: np.ndarray) -> PointFlow:
-    return tracker.flow_grid(first, second, grid, marks=label.marks)
+    return tracker.flow_grid(first, second, grid_xy, marks=label.marks)
 
   answers = [ask(*pair) for pair in pairs]
   there = PointFlow(
     *(np.stack(v).reshape(len(pairs), side**2, *v[0].shape[2:]) for v in zip(*answers))
   )
-  points = np.broadcast_to(grid.reshape(-1, 2), there.xy.shape)
+  points_xy = np.broadcast_to(grid_xy.reshape(-1, 2), there.xy.shape)
   if not label.round_trip:
-    return points, there, None
-  flow_xy = jnp.stack([ask(second, first).xy - grid for first, second in pairs])
+    return points_xy, there, None
+  flow_xy = jnp.stack([ask(second, first).xy - grid_xy for first, second in pairs])
   back_xy = jax.vmap(geometry.sample_bilinear)(flow_xy, jnp.asarray(there.xy / step_xy))
-  return points, there, there.xy + np.asarray(back_xy)
+  return points_xy, there, there.xy + np.asarray(back_xy)
 
 
 def draw_points(random: np.random.Generator, count: int, size_hw: tuple[int, int]) -> np.ndarray:

@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cwm_jax import supervision
+from cwm_jax import supervision, whole_files
 from cwm_jax.data import clips, listing
 from cwm_jax.types import InputError, SaveError
 
@@ -176,16 +176,16 @@ def _write(shard: _Shard) -> dict[str, Any]:
         why = str(error)
       note["clips"] += cut
       if cut:
-        note["sources"].append(dict(path=name, clips=cut, sha256=_sha256(path)))
+        note["sources"].append(dict(path=name, clips=cut, sha256=whole_files.sha256(path)))
       if why:
         note["skipped"].append(dict(path=name, why=why, after_clips=cut))
     writer.close()
-    note["bytes"], note["sha256"] = partial.stat().st_size, _sha256(partial)
+    note["bytes"], note["sha256"] = partial.stat().st_size, whole_files.sha256(partial)
     # A power cut must not leave a name without what belongs there.
     with open(partial, "rb") as file:
       os.fsync(file.fileno())
     os.replace(partial, _records(shard))
-    _replace(_note(shard), note)
+    whole_files.write_json(_note(shard), note)
   # ArrayRecord tells of a full disk by a RuntimeError.
   except (OSError, RuntimeError) as error:
     reason = str(error).strip().splitlines()[0]
@@ -222,7 +222,7 @@ def _finish(folder: Path, notes: list[dict[str, Any]], begun: dict[str, Any]) ->
     skipped=skipped,
     sources=[source for note in notes for source in note["sources"]],
   )
-  _replace(folder / MANIFEST, manifest)
+  whole_files.write_json(folder / MANIFEST, manifest)
   clips.describe(folder, [shard["clips"] for shard in shards], manifest["bytes"])
   shutil.rmtree(folder / _WORK)
   log.info(
@@ -261,7 +261,7 @@ def _begin(path: Path, begun: dict[str, Any]) -> None:
         f"{path.parent.parent} was begun with other {', '.join(changed)}; take another folder"
       )
     return
-  _replace(path, begun)
+  whole_files.write_json(path, begun)
 
 
 def _digest(paths: list[str], root: str) -> str:
@@ -271,20 +271,6 @@ def _digest(paths: list[str], root: str) -> str:
     size = os.path.getsize(path) if os.path.exists(path) else -1
     told.update(f"{os.path.relpath(path, root)}\0{size}\0".encode())
   return told.hexdigest()
-
-
-def _sha256(path: str | os.PathLike) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace(path: Path, content: dict[str, Any]) -> None:
-  partial = path.with_suffix(".partial-json")
-  with open(partial, "w", encoding="utf-8") as file:
-    file.write(json.dumps(content, indent=1) + "\n")
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
 
 
 def _stored(shard: _Shard) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 
@@ -45,22 +44,21 @@ def run(
   tracker = commands.load_tracker(reading)
   start = time.perf_counter()
   found: list[np.ndarray] = []
-  saving = threading.Lock()
 
   def save_finished() -> Path:
-    with saving:  # Ctrl-C, which ends the process once it has saved, waits for this
-      along = np.stack(found[:])
-      return inputs.save_arrays(folder / "segments.npz", along=along, points_xy=asked[: len(along)])
+    along = np.stack(found[:])
+    return inputs.save_arrays(folder / "segments.npz", along=along, points_xy=asked[: len(along)])
 
   def save_early() -> str:
     return f"the first {len(found)} points' are in {save_finished()}" if found else ""
 
-  with terminal.keeping(save_early):
+  with terminal.keeping(save_early) as saving:
     for point in terminal.progress(asked, total=len(asked), unit="points"):
       heat = tracker.ask(segments.moves_along, frame, frame, point)
       found.append(viz.resized(heat.astype(np.float32), (h, w)))
     seconds = time.perf_counter() - start
-    files = [save_finished()]
+    with saving:
+      files = [save_finished()]
   along = np.stack(found)
   files.append(viz.write_png(folder / "segments.png", _page(frame, along, asked)))
   shares = (along > 0).mean(axis=(1, 2))

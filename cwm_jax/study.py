@@ -12,7 +12,6 @@ for learned marks, of the training that made the mark. In WORKDIR:
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from cwm_jax import schedule, train, viz
+from cwm_jax import schedule, train, viz, whole_files
 from cwm_jax.data import tapvid_pickles
 from cwm_jax.evals import flow, study_report, tapvid
 from cwm_jax.tasks import joint_building
@@ -147,7 +146,7 @@ class _Asks:
   @functools.cached_property
   def digest(self) -> str:
     """Of the predictor's file: what it is called and where it lies change no number."""
-    return hashlib.sha256(self.weights.read_bytes()).hexdigest()
+    return whole_files.sha256(self.weights)
 
   @functools.cached_property
   def scenes(self) -> list[flow.FlowQuestions]:
@@ -194,9 +193,7 @@ def _measure(cell: Cell, mark: Any, asks: _Asks, workdir: Path) -> dict[str, flo
     numbers = dict(_on_clips(tracker, cell, asks, workdir))
   numbers["seconds"] = time.monotonic() - started
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps({"settings": wanted, "numbers": numbers}, indent=1))
-  os.replace(partial, path)
+  whole_files.write_json(path, {"settings": wanted, "numbers": numbers})
   return numbers
 
 

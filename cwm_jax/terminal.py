@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -57,7 +58,7 @@ def _show(line: str) -> None:
 
 
 @contextlib.contextmanager
-def keeping(save: Callable[[], str]) -> Iterator[None]:
+def keeping(save: Callable[[], str]) -> Iterator[threading.Lock]:
   """A block of long work whose finished part is saved when it ends before its time.
 
   That is at Ctrl-C, whether it raises or ends the process (`save_all`), and at an InputError, such
@@ -65,12 +66,22 @@ def keeping(save: Callable[[], str]) -> Iterator[None]:
 
   Args:
     save: saves what is finished and says in a clause what that is, or "" where there is nothing.
+
+  Yields:
+    A lock that `save` runs under, for a block that saves the same files itself: Ctrl-C, which ends
+    the process as soon as it has saved, then waits for that.
   """
-  _savers.append(save)
+  saving = threading.Lock()
+
+  def save_alone() -> str:
+    with saving:
+      return save()
+
+  _savers.append(save_alone)
   try:
-    yield
+    yield saving
   except InputError as error:
-    kept = save()
+    kept = save_alone()
     if not kept:
       raise
     raise InputError(f"{error}; {kept}") from error
@@ -78,8 +89,8 @@ def keeping(save: Callable[[], str]) -> Iterator[None]:
     save_all()
     raise
   finally:
-    if save in _savers:
-      _savers.remove(save)
+    if save_alone in _savers:
+      _savers.remove(save_alone)
 
 
 def save_all() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,15 +55,12 @@ def run(
   columns: list[PointFlow] = []
   times_s: list[float] = []
   names = ["tracks.npz", "tracks.csv"] if table else ["tracks.npz"]
-  saving = threading.Lock()
 
   def save_finished() -> list[Path]:
-    # Ctrl-C, which ends the process as soon as it has saved, waits for what is being saved.
-    with saving:
-      finished = list(columns)
-      tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*finished)))
-      kept_s = np.array(times_s[: len(finished)])
-      return [save(folder / name, tracks, queries, clip.size_hw, kept_s) for name in names]
+    finished = list(columns)
+    tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*finished)))
+    kept_s = np.array(times_s[: len(finished)])
+    return [save(folder / name, tracks, queries, clip.size_hw, kept_s) for name in names]
 
   def save_early() -> str:
     if not columns:
@@ -73,14 +69,15 @@ def run(
     return f"the tracks through the first {len(columns)} frames are in {files}"
 
   start = time.perf_counter()
-  with terminal.keeping(save_early):
+  with terminal.keeping(save_early) as saving:
     frames = _noting_times(clip.timed(), times_s)
     answers = tracker.track_frames(frames, queries, mode=mode)
     for column in terminal.progress(answers, total=clip.length, unit="frames tracked"):
       columns.append(column)
     seconds = time.perf_counter() - start
     # Within the block: an interrupt from here on finds the tracks whole, or saves them.
-    files = save_finished()
+    with saving:
+      files = save_finished()
   tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*columns)))
   if overlay:
     files.append(_draw(folder / "overlay.mp4", clip, tracks, queries, times_s))

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cwm_jax import whole_files
+
 JSONL = "metrics.jsonl"
 _HISTORY = 12  # rows of a picture of the whole training
 
@@ -56,9 +58,8 @@ def drop_rows_after(path: Path, step: int) -> None:
       continue
     if row["step"] <= step:
       kept.append(line + "\n")
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text("".join(kept))
-  os.replace(partial, path)
+  with whole_files.writing(path) as partial:
+    partial.write_text("".join(kept))
 
 
 def write_pictures(

@@ -20,6 +20,7 @@ SAME_PX = 1.0  # in pixels of the scenes, which are 256 x 256
 
 
 def main() -> int:
+  """Prints the row."""
   parser = argparse.ArgumentParser(prog="launch/bench bf16", description=__doc__.split("\n\n")[0])
   parser.add_argument("--points", type=int, default=500)
   parser.add_argument("--masks", type=int, default=10)

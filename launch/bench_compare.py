@@ -105,6 +105,7 @@ def changes(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> I
 
 
 def main() -> int:
+  """Prints what became better or worse; exit code 1 where something got worse."""
   parser = argparse.ArgumentParser(
     prog="launch/bench compare", description=__doc__.split("\n\n")[0]
   )

@@ -208,6 +208,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> int:
+  """Prints the rows; exit code 2 where something given cannot be used."""
   options = _options(sys.argv[1:])
   if options.torch:
     sys.path.append(options.torch)  # last, so that what both have is ours

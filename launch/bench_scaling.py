@@ -81,6 +81,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def main() -> int:
+  """Prints a row for each number of devices."""
   parser = argparse.ArgumentParser(
     prog="launch/bench scaling", description=__doc__.split("\n\n")[0]
   )

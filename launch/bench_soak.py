@@ -146,6 +146,7 @@ def same_bytes(one: Any, other: Any) -> bool:
 
 
 def main() -> int:
+  """Prints the row; exit code 1 where a run was not the undisturbed one."""
   parser = argparse.ArgumentParser(prog="launch/bench soak", description=__doc__.split("\n\n")[0])
   parser.add_argument("--kills", type=int, default=25)
   parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")

@@ -122,6 +122,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 def main() -> int:
+  """Prints the rows; exit code 2 where something given cannot be used."""
   options = _options(sys.argv[1:])
   # A released size is told by its name; the options beside it say nothing then.
   unused = {"image", "width", "depth", "heads"} if options.model else {"model"}

@@ -168,6 +168,7 @@ def _median(runs: list[dict[str, Any]], name: str) -> float:
 
 
 def main() -> int:
+  """Prints the row."""
   parser = argparse.ArgumentParser(prog="launch/bench train", description=__doc__.split("\n\n")[0])
   add = parser.add_argument
   add("--stage", default="large", choices=list(pretrain_tiny.CURRICULA), help="of pretrain_tiny")

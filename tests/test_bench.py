@@ -127,11 +127,7 @@ def test_the_student_bench_compares_a_flow_network_with_its_teacher(tmp_path):
   params = command_line.random_params(config)
   teacher = weights.save(tmp_path / "teacher.safetensors", params, config)
   config = base.get_config()
-  config.flow_network.update(
-    dict(kind="sea_raft", stem_width=4, widths=(4, 6, 8), depths=(1, 1, 1), feature_width=8,
-         hidden_width=6, context_width=4, corr_widths=(8, 6), flow_widths=(6, 4), motion_width=8,
-         head_width=6, radius=1, levels=2, iterations=1)
-  )  # fmt: skip
+  config.flow_network.update(tiny_model.flow_network())
   config = config.to_dict()
   params = command_line.random_params(config)
   student = weights.save(tmp_path / "student.safetensors", params, config)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 from tapvid_clips import write_clip
 
 from cwm_jax import evaluate, models
@@ -111,11 +112,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(toy):
 def file(tmp_path_factory):
   """A tiny network's weights file."""
   config = base.get_config()
-  config.flow_network.update(
-    dict(kind="sea_raft", stem_width=4, widths=(4, 6, 8), depths=(1, 1, 1), feature_width=8,
-         hidden_width=6, context_width=4, corr_widths=(8, 6), flow_widths=(6, 4), motion_width=8,
-         head_width=6, radius=1, levels=2, iterations=1)
-  )  # fmt: skip
+  config.flow_network.update(tiny_model.flow_network())
   net = models.build_flow_network(config.flow_network)
   params = jax.jit(net.init)(jax.random.key(0), jnp.zeros((1, 2, 16, 16, 3)))["params"]
   path = tmp_path_factory.mktemp("weights") / "student.safetensors"

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cwm_jax"
 RANKS = {
-  **dict.fromkeys(["types", "geometry", "schedule", "fingerprint", "processes"], 0),
+  **dict.fromkeys(["types", "geometry", "schedule", "fingerprint", "processes", "whole_files"], 0),
   "supervision": -1,  # must not even import JAX
   **dict.fromkeys(["models", "data", "counterfactual", "viz", "sharding", "optim"], 1),
   **dict.fromkeys(["checkpoint", "writers", "progress", "leaving", "step"], 1),

@@ -1,4 +1,4 @@
-"""The smallest predictor that still has every part, as the `model` section of a config."""
+"""The smallest networks that still have every part, as sections of a config."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def config(**changes: Any) -> dict[str, Any]:
-  """A fresh `model` section, with `changes`."""
+  """A predictor: a fresh `model` section, with `changes`."""
   return (
     dict(
       image_hw=[16, 16],
@@ -28,4 +28,24 @@ def config(**changes: Any) -> dict[str, Any]:
       remat="none",
     )
     | changes
+  )
+
+
+def flow_network() -> dict[str, Any]:
+  """A fresh `flow_network` section, to update the base config's with."""
+  return dict(
+    kind="sea_raft",
+    stem_width=4,
+    widths=(4, 6, 8),
+    depths=(1, 1, 1),
+    feature_width=8,
+    hidden_width=6,
+    context_width=4,
+    corr_widths=(8, 6),
+    flow_widths=(6, 4),
+    motion_width=8,
+    head_width=6,
+    radius=1,
+    levels=2,
+    iterations=1,
   )

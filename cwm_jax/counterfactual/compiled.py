@@ -233,7 +233,14 @@ def explain_answer(
   """`flow.explain_answer` about a point, and with an answer, in pixels of the video.
 
   Args:
+    diff: marked minus clean predictions of each mask, model units.
+    colours: of the mark, in each mask's passes.
+    masks: of the passes; the first revealed set is the one that was asked under.
+    count: how many of the m masks were asked.
+    point_xy: pixels of the video, whose (height, width) is `video_hw`.
+    image_hw: what the predictor sees.
     read_at: see `ask`.
+    **settings: see `flow.explain_answer`.
   """
   protocol = settings["protocol"]
   placed = flow.place_points(point_xy[None], video_hw, image_hw, protocol=protocol)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from cwm_jax import whole_files
 from cwm_jax.data.transforms import View, apply_view
 from cwm_jax.data.video import VideoFile
 from cwm_jax.types import InputError
@@ -158,6 +158,4 @@ def describe(folder: Path, shard_lengths: list[int], num_bytes: int) -> None:
     shardLengths=[str(length) for length in shard_lengths],
   )
   info = dict(fileFormat="array_record", name=NAME, version=VERSION, splits=[split])
-  partial = folder / "dataset_info.json.partial"
-  partial.write_text(json.dumps(info, indent=1) + "\n")
-  os.replace(partial, folder / "dataset_info.json")
+  whole_files.write_json(folder / "dataset_info.json", info)

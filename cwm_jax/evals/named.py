@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cwm_jax import whole_files
 from cwm_jax.evals import spread, trackers
 from cwm_jax.pretrained import flow_networks, releases, weights
 from cwm_jax.tracker import Tracker
@@ -96,11 +97,11 @@ def origin(name: str, settings: Any) -> str:
   path = weights_path(name, settings)
   if path is None:
     return ""
-  told = _sha256(path)
+  told = whole_files.sha256(path)
   mark = Path(settings.mark.file)
   # Without its file no tracker is built, which says so better.
   if settings.mark.kind == "learned" and mark.is_file():
-    told = hashlib.sha256(f"{told} {_sha256(mark)}".encode()).hexdigest()
+    told = hashlib.sha256(f"{told} {whole_files.sha256(mark)}".encode()).hexdigest()
   return told
 
 
@@ -108,11 +109,6 @@ def _masks(name: str) -> int | str | None:
   """What a predictor of `evaluate.weights` is asked with; None for trackers that are something
   else."""
   return name if name == "adaptive" else number_of_masks(name)
-
-
-def _sha256(path: Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _mark(settings: Any) -> dict[str, Any] | str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cwm_jax import whole_files
 from cwm_jax.data import tapvid_queries as queries_lib
 from cwm_jax.data.tapvid import TapVidClip
 from cwm_jax.evals import tapvid_metrics
@@ -133,9 +133,8 @@ def save(path: Path, answers: ClipAnswers, *, origin: str = "") -> None:
     origin: tells whose answers they are, such as a hash of the weights that were asked.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f"{path.stem}.{os.getpid()}.partial.npz")
-  np.savez(partial, **answers._asdict(), origin=np.array(origin))
-  os.replace(partial, path)
+  with whole_files.writing(path) as partial, open(partial, "wb") as file:
+    np.savez(file, **answers._asdict(), origin=np.array(origin))
 
 
 def load(path: Path, *, origin: str = "") -> ClipAnswers | None:

@@ -8,7 +8,6 @@ every later one.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from cwm_jax import whole_files
 from cwm_jax.types import InputError
 
 Progress = Callable[[int, int | None], None]  # (bytes so far, bytes in all where known)
@@ -177,8 +177,7 @@ def _verify(path: Path, *, size: int | None, sha256: str | None) -> str:
       raise InputError(
         f"{path} has {found_size:,} bytes, not {size:,}; delete it to have it fetched anew"
       )
-    with open(path, "rb") as file:
-      found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = whole_files.sha256(path)
     known = sha256 or recorded(path)
     if known is not None and not found.startswith(known):
       raise InputError(
