@@ -147,8 +147,12 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
   )
 
   late = None  # (step, metrics on the device, example indices) of the last update
-  sample = None  # the pairs that are drawn
+  sample = None  # the pairs that are drawn: the run's first ones, whenever it was started again
   saved_at = time.monotonic()
+
+  def on_devices(batch: loader.Batch) -> tuple[Any, np.ndarray]:
+    indices = batch.pop("index")
+    return render(loader.shard_batch(batch, mesh)), indices
 
   def read_late() -> None:
     """Waits for the last update's metrics, checks them, and writes a row where one is due."""
@@ -197,13 +201,12 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
     if leave:
       break
 
-    batch = next(data)
-    indices = batch.pop("index")
-    pair = render(loader.shard_batch(batch, mesh))
+    pair, indices = on_devices(next(data))
     if sample is None:
-      sample = first_pairs(pair)
+      seen = first_pairs(pair)
+      sample = seen if start == 0 else first_pairs(on_devices(data.first())[0])
       if first_process:
-        side_by_side = np.concatenate(np.moveaxis(np.asarray(sample.frames), 1, 0), axis=2)
+        side_by_side = np.concatenate(np.moveaxis(np.asarray(seen.frames), 1, 0), axis=2)
         writers.write_pictures(writer, workdir, step, {"batch": side_by_side})
     state, metrics = update(state, pair)
     step += 1

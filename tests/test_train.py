@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_job
+from PIL import Image
 
 from cwm_jax import checkpoint, train
 from cwm_jax.pretrained import weights
@@ -27,6 +28,12 @@ def _profiled(workdir):
   """What `launch/bench profile` says of a run."""
   script = tiny_job.ROOT / "launch" / "bench_profile.py"
   return subprocess.run([sys.executable, script, workdir], capture_output=True, text=True)
+
+
+def _pictured_frames(workdir, step):
+  """The frames on a picture of predictions, its left half."""
+  with Image.open(workdir / "pictures" / f"prediction_{step:08d}.png") as sheet:
+    return np.asarray(sheet)[:, : sheet.width // 2]
 
 
 def test_a_run_that_traced_nothing_has_no_profile(tmp_path):
@@ -107,8 +114,12 @@ def test_stop_after_leaves_early_with_a_checkpoint(finished, tmp_path):
     copy = shutil.copytree if (workdir / name).is_dir() else shutil.copy
     copy(workdir / name, tmp_path / name)
   changes = {"total": "3000 steps", "optim.ema_decay": 0.5, "stop_after": "2 steps"}
-  state = train.train(job(**changes), tmp_path)
+  state = train.train(job(**changes, **{"log.images_every": "4 steps"}), tmp_path)
   assert int(state.step) == 5
+  # What is drawn over and over is the same pair in all of a run's lives.
+  np.testing.assert_array_equal(
+    _pictured_frames(tmp_path, step=4), _pictured_frames(workdir, step=2)
+  )
   changes["stop_after"] = "0.001 seconds"
   state = train.train(job(**changes), tmp_path)
   assert int(state.step) == 5

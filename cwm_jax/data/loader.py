@@ -124,6 +124,12 @@ class Loader(grain.DatasetIterator):
       "exit code -9 is mostly the system's, for want of memory: take fewer data.num_workers"
     )
 
+  def first(self) -> Batch:
+    """The stream's first batch, read in this process; its place stays as it is."""
+    batch = dict(self._dataset[0])
+    del batch["skipped"]
+    return batch
+
   def skipped(self) -> int:
     """Broken items passed over so far by this process, earlier runs included."""
     return self._skipped
