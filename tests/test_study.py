@@ -106,6 +106,9 @@ def test_the_table_tells_means_and_spreads_over_seeds_and_the_trends():
   assert "not better than the white Gaussian" in told
   assert "learned + WBinit: MM-10 gains +6.00 px on MM-1" in told
   assert "learned + WBinit: MM-40 gains +1.00 px on MM-10" in told
+  # Nobody knows the spread of one seed.
+  alone = study_report.trends(cells(red_10=[20.0], learned_white_10=[19.0]), "scenes")
+  assert alone == ["learned + WBinit is better than the red square at MM-10: +1.00 px, one seed"]
 
 
 def test_the_figure_has_a_line_a_mark():

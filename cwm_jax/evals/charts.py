@@ -17,6 +17,8 @@ _INK, _GRID, _PAPER = (28, 28, 32), (226, 226, 230), (255, 255, 255)
 _TEXT = 13  # pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 40  # margins, pixels
 
+Colour = tuple[int, int, int]
+
 
 class Line(NamedTuple):
   """One curve: x and y, as many of each; not-finite points are left out."""
@@ -26,12 +28,18 @@ class Line(NamedTuple):
 
 
 def line_chart(
-  lines: Mapping[str, Line], *, x_label: str, y_label: str, size_hw: tuple[int, int] = (320, 460)
+  lines: Mapping[str, Line],
+  *,
+  x_label: str,
+  y_label: str,
+  size_hw: tuple[int, int] = (320, 460),
+  colours: Sequence[Colour] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Curves over one pair of axes that begin at 0.
 
   Args:
-    lines: {name: curve}; colours follow the order, as in `legend`.
+    lines: {name: curve}.
+    colours: RGB, 0 to 255, one a curve; None takes colours by order, the same as in `legend`.
   """
   h, w = size_hw
   known = [np.array([line.x, line.y], float) for line in lines.values()]
@@ -57,7 +65,7 @@ def line_chart(
   below = (h - 6) * _SMOOTH
   pen.text((place(x_ticks[-1] / 2, 0)[0], below), x_label, _INK, font, anchor="mb")
   _write_upwards(picture, y_label, (4 * _SMOOTH, place(0, y_ticks[-1] / 2)[1]), font)
-  for points, colour in zip(known, viz.track_colours(len(known))):
+  for points, colour in zip(known, colours or viz.track_colours(len(known))):
     path = [place(x, y) for x, y in points.T]
     if len(path) > 1:
       pen.line([c for at in path for c in at], colour, 2 * _SMOOTH, joint="curve")
@@ -66,14 +74,17 @@ def line_chart(
   return np.asarray(picture.resize((w, h), Image.Resampling.BOX))
 
 
-def legend(names: Sequence[str]) -> UInt8[np.ndarray, "h w 3"]:
-  """The names in the colours of `line_chart`, one below the other."""
+def legend(
+  names: Sequence[str], *, colours: Sequence[Colour] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The names in the colours of `line_chart`, which takes the same ones, one below the other."""
   font, line = ImageFont.load_default(_TEXT * _SMOOTH), _TEXT + 7
   w = 30 + math.ceil(max((font.getlength(name) for name in names), default=0) / _SMOOTH)
   h = max(1, len(names)) * line + _TOP
   picture = Image.new("RGB", (w * _SMOOTH, h * _SMOOTH), _PAPER)
   pen = ImageDraw.Draw(picture)
-  for row, (name, colour) in enumerate(zip(names, viz.track_colours(len(names)))):
+  colours = colours or viz.track_colours(len(names))
+  for row, (name, colour) in enumerate(zip(names, colours)):
     y = (_TOP + (row + 0.5) * line) * _SMOOTH
     pen.line([0, y, 18 * _SMOOTH, y], colour, 3 * _SMOOTH)
     pen.text((26 * _SMOOTH, y), name, _INK, font, anchor="lm")

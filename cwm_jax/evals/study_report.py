@@ -18,6 +18,14 @@ _TITLES = {
   "learned": "learned",
   "learned_white": "learned + WBinit",
 }
+# Lines in the marks' own colours; the white one is grey on white paper.
+_COLOURS = {
+  "red": (220, 60, 50),
+  "green": (50, 160, 70),
+  "white": (125, 125, 130),
+  "learned": (235, 150, 20),
+  "learned_white": (40, 80, 220),
+}
 _HAND_MADE = ("red", "green", "white")
 _BEST = "learned_white"
 _DATA = {"scenes": "scenes-test-v1", "tapvid": "TAP-Vid clips"}
@@ -75,11 +83,17 @@ def trends(cells: Cells, data: str) -> list[str]:
     other = _distances(cells, mark, 10, data)
     if not other:
       continue
-    gain, spread = np.mean(other) - np.mean(best), max(_spread(best), _spread(other))
+    gain = np.mean(other) - np.mean(best)
+    against = f"than the {_TITLES[mark]} at MM-10"
+    if len(best) == len(other) == 1:
+      verdict = "better" if gain > 0 else "not better"
+      lines.append(f"{_TITLES[_BEST]} is {verdict} {against}: {gain:+.2f} px, one seed")
+      continue
+    spread = max(_spread(best), _spread(other))
     verdict = "better" if gain > spread else "not better"
     lines.append(
-      f"{_TITLES[_BEST]} is {verdict} than the {_TITLES[mark]} at MM-10 by more than the spread "
-      f"over seeds: {gain:+.2f} px, spread {spread:.2f} px"
+      f"{_TITLES[_BEST]} is {verdict} {against} by more than the spread over seeds: "
+      f"{gain:+.2f} px, spread {spread:.2f} px"
     )
   for mark in marks:
     for few, many in ((1, 10), (10, 40)):
@@ -93,6 +107,7 @@ def figure(cells: Cells, *, marks: Sequence[str]) -> np.ndarray:
   """Average distance and delta_avg against the number of masks, a line a mark; uint8 [H, W, 3]."""
   rows = []
   marks = [mark for mark in marks if any(key[0] == mark for key in cells)]
+  colours = [_COLOURS[mark] for mark in marks]
   for data in dict.fromkeys(key[2] for key in cells):
 
     def chart(name: str, label: str, factor: float, data: str = data) -> np.ndarray:
@@ -101,13 +116,13 @@ def figure(cells: Cells, *, marks: Sequence[str]) -> np.ndarray:
         counts = sorted({key[1] for key in cells if key[0] == mark and key[2] == data})
         means = [factor * _mean(_of(cells, mark, count, data), name) for count in counts]
         lines[mark] = charts.Line(counts, means)
-      return charts.line_chart(lines, x_label="masks a point", y_label=label)
+      return charts.line_chart(lines, x_label="masks a point", y_label=label, colours=colours)
 
     rows.append(
       [
         (_DATA[data], chart("average_distance", "average distance, px at 256", 1.0)),
         ("", chart("delta_avg", "within 1 to 16 px, %", 100.0)),
-        ("", charts.legend([_TITLES[mark] for mark in marks])),
+        ("", charts.legend([_TITLES[mark] for mark in marks], colours=colours)),
       ]
     )
   return viz.page(rows, title="Marks against numbers of masks, means over seeds")
