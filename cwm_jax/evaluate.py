@@ -1,8 +1,8 @@
 """The evaluation job: the trackers a config names, on the data it names, as one table a data set.
 
 What is done is kept in WORKDIR/results.json, and TAP-Vid's answers clip by clip beside it, so that
-an interrupted evaluation goes on where it was. With several processes the clips are split between
-them; the other data sets are small and measured by each of them, and the first one writes.
+an interrupted evaluation goes on where it was. Several processes share out clips, scenes, pairs and
+points; the prediction of frame 2, a few passes, is measured by each of them. The first one writes.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
     questions = functools.cache(lambda: list(flow.scene_questions(limit=settings.scenes)))
 
     def on_scenes(name):
-      evaluator = flow.FlowEvaluator(built(name)[0], questions(), honesty=settings.honesty)
+      evaluator = flow.FlowEvaluator(built(name), questions(), honesty=settings.honesty)
       return dict(evaluator.run())
 
     jobs[f"scenes-test-v1[{settings.scenes}]"] = _Job(_SCENES, rows, on_scenes)
@@ -219,7 +219,7 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
 
     def on_pairs(name):
       everything = [pair for _, pair in flow.flow_pair_questions(settings.flow_pairs)]
-      return dict(flow.FlowEvaluator(built(name)[0], everything, honesty=False).run())
+      return dict(flow.FlowEvaluator(built(name), everything, honesty=False).run())
 
     jobs["flow_pairs"] = _Job(_SCENES[:-2], rows, on_pairs)
   clips = tapvid_pickles.open_clips(settings.tapvid) if settings.tapvid else None

@@ -9,18 +9,19 @@ another pair.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cwm_jax.data import flowfiles
-from cwm_jax.evals import scenes
+from cwm_jax.evals import scenes, spread
 from cwm_jax.evals.tapvid_metrics import THRESHOLDS, to_raster
 from cwm_jax.types import InputError
 
 # At 256 x 256; below it a point counts as standing still.
 MOVING = 1.0
+_LENGTH = "length"
 
 
 class FlowQuestions(NamedTuple):
@@ -39,46 +40,39 @@ class FlowQuestions(NamedTuple):
 
 
 class FlowEvaluator:
-  """Asks a tracker about points of frame pairs."""
+  """Asks a tracker about points of frame pairs; several processes share the groups out."""
 
-  def __init__(self, tracker: Any, questions: Iterable[FlowQuestions], *, honesty: bool = True):
+  def __init__(self, trackers: Any, questions: Sequence[FlowQuestions], *, honesty: bool = True):
     """
     Args:
-      tracker: anything with `pairs` as `cwm_jax.tracker.Tracker` has it.
-      questions: groups of pairs, consumed one at a time by `run`.
+      trackers: anything with `pairs` as `cwm_jax.tracker.Tracker` has it, or a list of such, one
+        for every worker.
+      questions: groups of pairs, the same on every process.
       honesty: also ask with frame 2 taken from another pair of the group (of two and more).
     """
-    self._tracker, self._questions, self._honesty = tracker, questions, honesty
+    self._trackers = trackers if isinstance(trackers, list | tuple) else [trackers]
+    self._questions, self._honesty = questions, honesty
 
   def run(self) -> Iterator[tuple[str, float]]:
     """Yields, over all groups together:
 
     average_distance, median_distance, within_<k>, delta_avg; zero/... the same of zero motion;
     median_ratio: of the two medians; moving/... of the points that move; exchanged/... with frame 2
-    exchanged, chance/... with the answers exchanged; num_points.
+    exchanged, chance/... with the answers exchanged; num_points. The same on every process.
 
     Raises:
       InputError: there is nothing to ask about.
     """
-    found: dict[str, list[np.ndarray]] = {}
-    moving = []
-    for group in self._questions:
-      motion = _motion(group.truth_xy, group)
-      moving.append((np.linalg.norm(motion, axis=-1) >= MOVING)[group.visible])
-      answered = _motion(self._tracker.pairs(group.frames, group.points_xy).xy, group)
-      guesses = {"": answered, "zero/": np.zeros_like(motion)}
-      if self._honesty and len(group.frames) > 1:
-        guesses["chance/"] = np.roll(answered, 1, axis=0)
-        mixed = group.frames.copy()
-        mixed[:, 1] = np.roll(mixed[:, 1], 1, axis=0)
-        guesses["exchanged/"] = _motion(self._tracker.pairs(mixed, group.points_xy).xy, group)
-      for name, guess in guesses.items():
-        distance = np.linalg.norm(guess - motion, axis=-1)[group.visible]
-        found.setdefault(name, []).append(distance)
-    moves = np.concatenate(moving) if moving else np.zeros(0, bool)
+    count = len(self._questions)
+    done = spread.work_through(self._distances, spread.my_share(count), self._trackers)
+    found = spread.gather({index: spread.pack(parts) for index, parts in done}, count)
+    groups = [spread.unpack(found[index]) for index in range(count)]
+    # A lone pair cannot be exchanged with another, so a group may lack a name.
+    names = dict.fromkeys(name for group in groups for name in group)
+    distances = {name: np.concatenate([g[name] for g in groups if name in g]) for name in names}
+    moves = distances.pop(_LENGTH, np.zeros(0)) >= MOVING
     if not moves.size:
       raise InputError("there is no point that stays visible to ask about")
-    distances = {name: np.concatenate(parts) for name, parts in found.items()}
     for name, distance in distances.items():
       yield from _summarise(name, distance)
     yield from _ratio("", distances)
@@ -87,6 +81,21 @@ class FlowEvaluator:
         yield from _summarise("moving/" + name, distances[name][moves])
       yield from _ratio("moving/", {name: distances[name][moves] for name in ("", "zero/")})
     yield "num_points", float(moves.size)
+
+  def _distances(self, tracker: Any, index: int) -> dict[str, np.ndarray]:
+    """{whose guess: pixels it is off, of each visible point} of a group; _LENGTH: of the motion."""
+    group = self._questions[index]
+    motion = _motion(group.truth_xy, group)
+    answered = _motion(tracker.pairs(group.frames, group.points_xy).xy, group)
+    guesses = {"": answered, "zero/": np.zeros_like(motion)}
+    if self._honesty and len(group.frames) > 1:
+      guesses["chance/"] = np.roll(answered, 1, axis=0)
+      mixed = group.frames.copy()
+      mixed[:, 1] = np.roll(mixed[:, 1], 1, axis=0)
+      guesses["exchanged/"] = _motion(tracker.pairs(mixed, group.points_xy).xy, group)
+    off = {name: np.linalg.norm(guess - motion, axis=-1) for name, guess in guesses.items()}
+    off[_LENGTH] = np.linalg.norm(motion, axis=-1)
+    return {name: values[group.visible] for name, values in off.items()}
 
 
 def scene_questions(*, limit: int = 500) -> Iterator[FlowQuestions]:

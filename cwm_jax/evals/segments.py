@@ -9,6 +9,7 @@ neighbourhood and no object. Motion does not come into it, frame 2 of a scene is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float
 from cwm_jax import viz
 from cwm_jax.counterfactual import segments
 from cwm_jax.data import procedural
-from cwm_jax.evals import scenes
+from cwm_jax.evals import scenes, spread
 from cwm_jax.types import InputError
 
 
@@ -36,13 +37,13 @@ class SegmentQuestion(NamedTuple):
 
 
 class SegmentsEvaluator:
-  """Asks a tracker what moves along with points."""
+  """Asks a tracker what moves along with points; several processes share them out."""
 
   def __init__(self, tracker: Any, questions: Iterable[SegmentQuestion], *, radius: float):
     """
     Args:
       tracker: anything with `ask` as `cwm_jax.tracker.Tracker` has it.
-      questions: consumed one at a time by `run`.
+      questions: the same on every process; consumed one at a time by `run`.
       radius: of the disc to compare with, as a share of the frame's shorter side.
     """
     self._tracker, self._questions, self._radius = tracker, questions, radius
@@ -53,14 +54,20 @@ class SegmentsEvaluator:
     iou: of the pixels whose score is above 0; sized/iou: of as many pixels as the disc has, those
     with the highest scores, so that a threshold in the wrong place is not to blame; disc/iou;
     iou_ratio: of iou to the disc's; share: how much of the picture is said to move along;
-    truth/share: how much does; num_points.
+    truth/share: how much does; num_points. The same on every process.
 
     Raises:
       InputError: there is nothing to ask about, or the tracker is no predictor.
     """
-    rows = [self._compare(question) for question in self._questions]
-    if not rows:
+    mine: dict[int, bytes] = {}
+    count = 0
+    for count, question in enumerate(self._questions, start=1):
+      if spread.is_mine(count - 1):
+        mine[count - 1] = json.dumps(self._compare(question)).encode()
+    if not count:
       raise InputError("there is no point on a mover to ask about")
+    found = spread.gather(mine, count)
+    rows = [json.loads(found[index]) for index in range(count)]
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     yield from means.items()
     yield "iou_ratio", means["iou"] / means["disc/iou"]

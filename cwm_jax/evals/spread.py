@@ -6,8 +6,10 @@ thread of its own. Nothing is exchanged until the end.
 
 from __future__ import annotations
 
+import functools
+import io
 import queue
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
@@ -18,23 +20,15 @@ from cwm_jax.types import InputError
 
 
 class OnDevice:
-  """A tracker whose work runs on one device, whichever thread asks."""
+  """A tracker whose methods run on one device, whichever thread asks."""
 
   def __init__(self, build: Callable[[], Any], device: jax.Device):
     self._device = device
     self._tracker = self._there(build)
 
-  def track(self, *args: Any, **settings: Any) -> Any:
-    """As `Tracker.track`."""
-    return self._there(self._tracker.track, *args, **settings)
-
-  def flow(self, *args: Any, **settings: Any) -> Any:
-    """As `Tracker.flow`."""
-    return self._there(self._tracker.flow, *args, **settings)
-
-  def pairs(self, *args: Any, **settings: Any) -> Any:
-    """As `Tracker.pairs`."""
-    return self._there(self._tracker.pairs, *args, **settings)
+  def __getattr__(self, name: str) -> Callable:
+    # Kinds of trackers have different methods, and are asked which.
+    return functools.partial(self._there, getattr(self._tracker, name))
 
   def _there(self, call: Callable, *args: Any, **settings: Any) -> Any:
     with jax.default_device(self._device):
@@ -52,6 +46,11 @@ def one_each(build: Callable[[], Any]) -> list[Any]:
 def my_share(count: int) -> range:
   """Which of `count` items this process does."""
   return range(jax.process_index(), count, jax.process_count())
+
+
+def is_mine(item: int) -> bool:
+  """Whether this process does an item, for streams whose length is not known."""
+  return item % jax.process_count() == jax.process_index()
 
 
 def work_through(
@@ -97,6 +96,19 @@ def gather(mine: dict[int, bytes], count: int) -> dict[int, bytes]:
       if first + process < count:
         found[first + process] = result
   return found
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+  """Named arrays as one result of `gather`."""
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  return buffer.getvalue()
+
+
+def unpack(packed: bytes) -> dict[str, np.ndarray]:
+  """What `pack` was given."""
+  with np.load(io.BytesIO(packed), allow_pickle=False) as file:
+    return dict(file)
 
 
 def of_first_process(value: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -149,14 +148,10 @@ class TapVidEvaluator:
 
 def _pack(answers: tapvid_metrics.Answers | str) -> bytes:
   """One clip's result as bytes, to be sent to other processes."""
-  arrays = {"why": np.array(answers)} if isinstance(answers, str) else answers._asdict()
-  buffer = io.BytesIO()
-  np.savez(buffer, **arrays)
-  return buffer.getvalue()
+  whole = {"why": np.array(answers)} if isinstance(answers, str) else answers._asdict()
+  return spread.pack(whole)
 
 
 def _unpack(packed: bytes) -> tapvid_metrics.Answers | str:
-  with np.load(io.BytesIO(packed), allow_pickle=False) as file:
-    if "why" in file:
-      return str(file["why"])
-    return tapvid_metrics.Answers(*(file[key] for key in tapvid_metrics.Answers._fields))
+  found = spread.unpack(packed)
+  return str(found["why"]) if "why" in found else tapvid_metrics.Answers(**found)

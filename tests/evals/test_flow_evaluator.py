@@ -75,7 +75,7 @@ def test_pairs_with_dense_truth_become_questions(cwm_data):
     assert questions.points_xy.shape == (1, 16, 2) and questions.visible.sum() > 8
   # The true flow of these pairs is followed by DIS and not by zero motion.
   pytest.importorskip("cv2")
-  got = dict(flow.FlowEvaluator(trackers.build("dis"), pairs.values(), honesty=False).run())
+  got = dict(flow.FlowEvaluator(trackers.build("dis"), [*pairs.values()], honesty=False).run())
   assert got["median_ratio"] < 0.3
 
 

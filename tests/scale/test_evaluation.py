@@ -41,6 +41,9 @@ class Toy(trackers.PairTracker):
     used.update(step.devices())
     return trackers.ZeroMotion().flow(frame1, frame2, points + [float(step), 0])
 
+  def ask(self, fn, frame1, frame2, point_xy):
+    return jax.numpy.asarray(frame1).mean(axis=-1) - 128 * (self._step - 1)
+
 used = set()
 named.Tracker.load = lambda path, **settings: Toy()
 config = eval_tapvid.get_config()
@@ -63,12 +66,16 @@ def settings(tmp_path):
     write_clip(tmp_path / "clips" / f"clip{i}", frames=3 + i % 2, hw=(24, 32), points=2, seed=i)
   (tmp_path / "clips" / "clip3" / "video" / "001.png").unlink()
   clips = str(tmp_path / "clips")
-  return dict(tapvid=clips, trackers=("mm2", "zero"), protocols=("first",), overlays=1)
+  return dict(tapvid=clips, trackers=("mm2", "zero"), protocols=("first",), overlays=1,
+              scenes=20, segments=10)  # fmt: skip
 
 
 class _Toy(trackers.PairTracker):
   def flow(self, frame1, frame2, points):
     return trackers.ZeroMotion().flow(frame1, frame2, points + [3.0, 0.0])
+
+  def ask(self, fn, frame1, frame2, point_xy):
+    return frame1.mean(axis=-1) - 128
 
 
 @pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
@@ -98,11 +105,15 @@ def test_several_processes_find_what_one_finds(count, devices, tmp_path, setting
   monkeypatch.setattr(named.Tracker, "load", lambda path, **_: _Toy())
   alone = evaluate.run(config, tmp_path / "alone")
   for numbers in found:
-    for tracker, want in alone["tapvid/first"].items():
-      got = numbers["tapvid/first"][tracker]
-      assert got["num_clips"] == 7 and got["num_skipped"] == 1
-      for name in set(want) - {"seconds"}:
-        np.testing.assert_allclose(got[name], want[name], rtol=1e-6, err_msg=name)
+    assert numbers.keys() == alone.keys()
+    for data_set, rows in alone.items():
+      for tracker, want in rows.items():
+        got = numbers[data_set][tracker]
+        for name in set(want) - {"seconds"}:
+          np.testing.assert_allclose(got[name], want[name], rtol=1e-5, err_msg=f"{data_set} {name}")
+    clips = numbers["tapvid/first"]["mm2"]
+    assert clips["num_clips"] == 7 and clips["num_skipped"] == 1
+    assert numbers["scenes-test-v1[20]"]["mm2"]["num_points"] == 80
   # Each kept its own clips, and the first one alone reports.
   kept = [
     {path.stem for path in (tmp_path / str(rank) / "answers" / "first" / "mm2").glob("*.npz")}
