@@ -32,6 +32,7 @@ _FINGERPRINTS = "fingerprints"
 _FREE = re.compile(
   r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate)\..*|sharding"
   r"|cpu_devices|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
+  r"|joint\.points_at_once|flow_predictor\.(remat|attention_impl)"
 )
 
 

@@ -165,7 +165,7 @@ def _list_names(*, as_json: bool) -> None:
 
 
 def load_tracker(reading: inputs.Reading, *, mark: Any = None):
-  """A Tracker by the command line's options."""
+  """A Tracker by the command line's options, or with another mark than theirs."""
   from cwm_jax.tracker import Tracker
 
   compilation_cache.keep_programs()
@@ -175,7 +175,7 @@ def load_tracker(reading: inputs.Reading, *, mark: Any = None):
     num_masks=reading.masks,
     readout=reading.readout,
     masks_seed=reading.seed,
-    mark=mark,
+    mark=reading.mark if mark is None else mark,
   )
 
 

@@ -23,12 +23,14 @@ class Reading(NamedTuple):
   """How motion is to be read: the options that every command which reads it has.
 
   weights: file, or None for the shipped one.
+  mark:    file of a learned one, or None for the one that the weights recommend.
   masks:   how many are averaged, or "adaptive".
   readout: as in `Tracker.load`.
   seed:    of the masks.
   """
 
   weights: str | None
+  mark: str | None
   masks: int | str
   readout: str
   seed: int

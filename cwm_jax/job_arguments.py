@@ -80,7 +80,8 @@ def add(commands: Any) -> None:
     "--from",
     dest="weights",
     metavar="FILE",
-    help="weights file, release's name or another WORKDIR to start from (default: the shipped)",
+    help="weights file, release's name or another WORKDIR to start from (default: the shipped); "
+    "for a joint training the predictor it asks",
   )
   train.add_argument("--steps", type=values.positive, metavar="N", help="length of the whole run")
   train.add_argument(

@@ -106,7 +106,8 @@ def train(
     config_name: NAME or NAME:ARGUMENT of configs/; None takes `finetune`.
     videos: folder of videos, list file or one video.
     weights: what to start from: a weights file, a release's name, another run's folder; None takes
-      the shipped ones for `finetune`, and what the config says for others.
+      the shipped ones for `finetune`, and what the config says for others. The file that a joint
+      training is given is the predictor it asks.
     steps: how long to train in all; None takes the config's.
     minutes: leave after so long; the same command goes on.
     batch: pairs a step.
@@ -126,8 +127,12 @@ def train(
     if videos is None and not settings:
       raise InputError("name your videos by --videos FOLDER, or a config by --config NAME")
     _start_from(config, weights)
+  elif weights is not None and Path(weights).is_dir():
+    config.init_from = weights
   elif weights is not None:
-    config.init_from = weights if Path(weights).is_dir() else _located(weights)
+    # A joint training takes no step on a predictor; a file holds nothing that it could go on from.
+    section, key = (config.joint, "weights") if config.task == "joint" else (config, "init_from")
+    section[key] = _located(weights)
   if videos is not None:
     config.data.sources.video.paths = videos
     if not config.data.sources.video.weight:

@@ -39,6 +39,11 @@ def add_reading(
     help="weights file, or a release's name such as opt-cwm-512 (default: the one that is shipped)",
   )
   parser.add_argument(
+    "--mark",
+    metavar="FILE",
+    help="a mark that a joint training learned (default: the one that the weights recommend)",
+  )
+  parser.add_argument(
     "--masks",
     type=values.masks if adaptive else values.positive,
     default=masks,

@@ -9,7 +9,7 @@ import joint_job
 import numpy as np
 import pytest
 
-from cwm_jax import jobs
+from cwm_jax import jobs, viz
 from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.types import InputError
 
@@ -82,15 +82,29 @@ def test_ctrl_c_saves_a_training_that_the_same_command_goes_on_with(tmp_path, we
 def test_a_joint_training_leaves_the_mark_it_learned_and_says_so(
   capsys, tmp_path, weights_path, monkeypatch
 ):
-  monkeypatch.setattr(
-    jobs, "load_config", lambda name: joint_job.get_config(weights_path, total="1 steps")
-  )
-  argv = ["train", tmp_path / "run", "--config", "joint_tiny", "--json"]
+  # The config names no predictor; --from does.
+  monkeypatch.setattr(jobs, "load_config", lambda name: joint_job.get_config("", total="1 steps"))
+  argv = ["train", tmp_path / "run", "--config", "joint_tiny", "--from", weights_path, "--json"]
   code, out, err = command_line.run(capsys, *argv)
   assert code == 0, err
   made = tmp_path / "run" / "mark.safetensors"
   assert json.loads(out)["files"] == [str(made)]
   mark_files.load(made, model=command_line.MODEL)
+  # And every command that reads motion takes it.
+  frames = [tmp_path / f"{i}.png" for i in range(2)]
+  for i, frame in enumerate(command_line.frames(count=2)):
+    viz.write_png(frames[i], frame)
+  (tmp_path / "points.csv").write_text("y,x\n20.5,28.5\n11.5,40.5\n")
+  found = {}
+  for name, options in {"learned": ["--mark", made], "recommended": []}.items():
+    argv = ["flow", *frames, "--points", tmp_path / "points.csv", "--weights", weights_path]
+    argv += ["--masks", 1, *options, "--out", tmp_path / name]
+    code, out, err = command_line.run(capsys, *argv)
+    assert code == 0, err
+    with np.load(tmp_path / name / "points.npz") as file:
+      found[name] = file["confidence"]
+  assert np.isfinite(found["learned"]).all()
+  assert not np.array_equal(found["learned"], found["recommended"])
 
 
 def test_keys_are_set_with_their_own_types():
