@@ -47,7 +47,8 @@ def draw(params: GaussianParams, *, size: int = 20) -> Float[Array, "*b size siz
   """The mark, in normalised units: each channel's density, scaled to peak at its amplitude.
 
   The peak is the greatest value on the grid, not the density's own. The grid's points run from
-  -size / 2 to size / 2 with both ends, so they lie size / (size - 1) apart and none is at 0.
+  -size / 2 to size / 2 with both ends, so they lie size / (size - 1) apart; of an odd size the
+  middle one is at 0, of an even size none is.
   """
   points = jnp.linspace(-size / 2, size / 2, size)
   from_mean = points - params.mean_yx[..., None]  # [..., 3, 2, size]
@@ -76,7 +77,8 @@ def add_at(
 
   Args:
     centre_yx: (row, column) index of the pixel it is laid on: it covers s rows from row - s // 2
-      on, and columns likewise.
+      on, and columns likewise. So an odd mark's middle is the pixel's centre, an even one's is its
+      upper left corner.
   """
   h, w = frame.shape[:2]
   size = mark.shape[0]
@@ -96,10 +98,11 @@ class GaussianMark:
     perturber: a module whose `apply({"params": params}, token)` gives the 18 numbers.
     size: side of the grid in pixels of the image that the perturber was trained on.
     scale: how many times larger the predictor's image is than that.
-    on_pixel: the mark lies on the pixel that holds the query (the release's way); else its
-      Gaussians follow the query inside its pixel.
-    reach: how far from it they may lie, as a share of half the grid; 1 in the release. A mark
-      beside its query offsets the flow, and a Psi-flow that is trained with it gets used to that.
+    on_pixel: the mark's grid is laid on the pixel that holds the query (the release's way), see
+      `add_at` for where its middle is; else its Gaussians count from the query itself.
+    reach: how far from there their means may lie, as a share of half the grid; 1 in the release. A
+      mark beside its query offsets the flow, and a Psi-flow that is trained with it gets used to
+      that.
   """
 
   perturber: Any
@@ -127,7 +130,9 @@ class GaussianMark:
     told = gaussian_params(numbers, size=self.size, reach=self.reach)
     pixel_yx = geometry.point_to_index_yx(point_xy, frame1.shape[:2])
     if not self.on_pixel:
-      inside_yx = (point_xy[::-1] - 0.5 - pixel_yx) / self.scale
+      # From the grid's middle, see `add_at`, in pixels of the grid.
+      middle = 0.5 if self.size * self.scale % 2 else 0.0
+      inside_yx = (point_xy[::-1] - middle - pixel_yx) / self.scale
       # In steps of the mark's grid, of which there are size - 1 for `size` pixels.
       inside_yx = inside_yx * self.size / (self.size - 1)
       told = told._replace(mean_yx=told.mean_yx + inside_yx)

@@ -3,7 +3,9 @@
 What `flow` answers for any number of points without gradients, this answers for the few points of a
 training step with them. Gradients reach the mark through the marked passes only: the clean passes,
 and the tokens that a learned mark reads from them, are a fixed reference. Passes run one after the
-other and are recomputed on the way back, so that memory does not grow with their number.
+other and are recomputed on the way back, so that what they need does not grow with their number.
+What is kept throughout are the images of the clean passes: one for each mask, so for each point and
+mask where points have masks of their own.
 """
 
 from __future__ import annotations
@@ -69,8 +71,9 @@ def learned_flow(
     mark: see `perturb`; as a `jax.tree_util.Partial` its parameters get gradients.
     frames: normalised, as the predictor sees them.
     masks: m masks for each point (k is n), or the same for all points of a pair (k is 1).
-    points_xy: continuous (x, y), pixels of the video; a mark lies on the pixel that holds its point
-      and the flow is that pixel's.
+    points_xy: continuous (x, y), pixels of the video. The flow is that of the pixel that holds the
+      point where the mark lies on one, see `perturb.on_pixel`, and else the point's own. Under the
+      protocol "release" it is the pixel's.
     video_hw: size of the frames that points and flow are about; None where it is the predictor's.
     order, average: of `multimask.respond`.
     protocol: "release" resizes differences to the video before they are read out and moves points
@@ -91,8 +94,13 @@ def learned_flow(
   release = protocol == "release"
   to_video = flow.whole_video(video_hw) if release else None
   placed_xy = flow.place_points(points_xy, video_hw, image_hw, protocol=protocol).swapaxes(0, 1)
-  start_xy = points_xy.swapaxes(0, 1) if release else placed_xy
-  start_yx = geometry.point_to_index_yx(start_xy, video_hw if release else image_hw)
+  # Where the flow starts, in indices: those of pixels, or between them.
+  if release:
+    start_yx = geometry.point_to_index_yx(points_xy.swapaxes(0, 1), video_hw)
+  elif perturb.on_pixel(mark):
+    start_yx = geometry.point_to_index_yx(placed_xy, image_hw)
+  else:
+    start_yx = placed_xy[..., ::-1] - 0.5
   keep_tokens = perturb.reads_token(mark)
   clean = _clean_passes(predict_fn, frames, masks, placed_xy, keep_tokens=keep_tokens)
 

@@ -116,7 +116,22 @@ def test_a_mark_that_is_not_bound_to_pixels_follows_its_query_inside_the_pixel()
     np.testing.assert_allclose(centre_xy(point_xy), [20.5, 12.5], atol=1e-4)
 
 
-def test_without_reach_a_mark_lies_on_its_query_whatever_its_numbers_say():
+@pytest.mark.parametrize("size, scale", [(15, 1), (5, 2), (10, 1), (20, 1)])
+@pytest.mark.parametrize("point_xy", [(30.5, 20.5), (30.2, 20.9)])
+def test_a_mark_without_reach_lies_on_its_query_whether_its_side_is_odd_or_even(
+  size, scale, point_xy
+):
+  frame = jnp.zeros((40, 60, 3))
+  # As narrow as can be, so that the grid cuts nothing off; means at the ends of their range.
+  numbers = jnp.tile(jnp.array([1.0, -1.0, -1.0, -1.0, 0.0, 0.6]), 3)
+  settings = dict(size=size, scale=scale, on_pixel=False, reach=0.0)
+  mark = gaussian.GaussianMark(Stub(), **settings)
+  marked = np.asarray(mark(jnp.float32(1.0), frame, jnp.array(point_xy), numbers))[..., 1]
+  y, x = (np.indices(marked.shape) * marked).sum((1, 2)) / marked.sum() + 0.5
+  np.testing.assert_allclose((x, y), point_xy, atol=0.03)
+
+
+def test_without_reach_the_means_are_the_grid_s_middle_whatever_the_numbers_say():
   numbers = jnp.linspace(-0.9, 0.8, 18)
   free, bound = (gaussian.gaussian_params(numbers, size=20, reach=share) for share in (1.0, 0.0))
   assert float(jnp.abs(free.mean_yx).min()) > 0.5 and not np.any(bound.mean_yx)

@@ -96,6 +96,43 @@ def test_frames_of_another_size_give_flow_in_their_own_pixels(asked):
   np.testing.assert_allclose(found.flow_xy[0, 0], 2 * np.array(SHIFT[::-1]))
 
 
+class Following:
+  """`bump`, which says that it follows the query inside its pixel."""
+
+  on_pixel = False
+
+  def __call__(self, *given):
+    return bump(*given)
+
+
+def test_a_mark_off_its_pixel_gives_the_point_s_own_flow_in_frames_of_another_size(asked):
+  frames, _ = asked
+  # Pixel centres of the video that are none of the predictor's image; corners of its pixels.
+  points = jnp.array([[[12.5, 13.5], [17.5, 20.5], [8.0, 18.0]]]).repeat(2, axis=0)
+  predict, mark = partial(moved, 1.0), Partial(Following(), 1.0)
+  drawn, settings = all_hidden(3, 2), dict(inverse_temperature=30.0)
+  ask = partial(learned_flow.learned_flow, predict, mark, frames, drawn)
+  found = ask(points, video_hw=(2 * SIDE, 2 * SIDE), **settings).flow_xy
+  # By symmetry, at a corner.
+  np.testing.assert_allclose(found[:, 2], 2 * jnp.array([SHIFT[::-1]] * 2), atol=1e-3)
+  for pair, point in np.ndindex(2, 3):
+    here = points[pair, point, None] / 2
+    want = flow.flow_pair(
+      predict, mark, frames[pair], drawn[pair, point], here, readout="soft", **settings
+    )
+    np.testing.assert_allclose(found[pair, point], 2 * (want.xy[0] - here[0]), atol=1e-3)
+
+
+def test_a_point_on_a_pixel_s_centre_has_the_same_flow_however_its_mark_lies(asked):
+  frames, points = asked
+  ask = partial(learned_flow.learned_flow, partial(moved, 1.0))
+  on, off = (
+    ask(Partial(mark, 1.0), frames, all_hidden(1, 1), points, inverse_temperature=5.0)
+    for mark in (bump, Following())
+  )
+  jax.tree.map(np.testing.assert_array_equal, on, off)
+
+
 def test_gradients_go_through_the_marked_pass_alone(asked):
   frames, points = asked
 
