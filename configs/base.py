@@ -243,6 +243,7 @@ def get_config() -> ConfigDict:
   y.scenes = 500  # how many scenes of scenes-test-v1; 0 leaves them out
   y.tapvid = ""  # as in evaluate; "" leaves clips out
   y.protocol, y.frame_gap = "paper_first", 5
+  y.bottleneck_scenes = 32  # held-out ones, on which Psi-flow's need for the flow is told; 0: not
   y.square = 0  # side of the squares, pixels; 0 takes half a patch
   y.white = ConfigDict(dict(amplitude=0.5, sigma=1.0))  # the white Gaussian
   y.readout, y.order, y.average = "window", "release", "hidden"  # as in evaluate

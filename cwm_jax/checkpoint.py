@@ -30,9 +30,9 @@ CHECKPOINTS = "checkpoints"
 _FINGERPRINTS = "fingerprints"
 # A resumed run may change these: where it runs, how long, how often it reports; not what it learns.
 _FREE = re.compile(
-  r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate)\..*|sharding"
-  r"|cpu_devices|data\.(prefetch|num_workers)|optim\.accumulate|model\.(remat|attention_impl)"
-  r"|joint\.points_at_once|flow_predictor\.(remat|attention_impl)"
+  r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate|study)\..*"
+  r"|sharding|cpu_devices|data\.(prefetch|num_workers)|optim\.accumulate|joint\.points_at_once"
+  r"|(model|flow_predictor)\.(remat|attention_impl)"
 )
 
 

@@ -1,40 +1,42 @@
 """The study job: the paper's Table 3, marks against numbers of masks, one cell a file.
 
 A cell is one mark, one number of masks, one data set and one seed. A seed is that of the masks and,
-for learned marks, of the training that made the mark. In WORKDIR:
+for learned marks, of the training that made the mark. In WORKDIR, beside what `study_marks` keeps:
 
-  train/<mark>-<seed>/        joint trainings, which go on where they were left
-  marks/<mark>-<seed>.safetensors
-  cells/<data>/<cell>.json    what was measured; those that are there are not measured again
-  study.md, study.png         made from the cells that are there
+  cells/<data>/<cell>.json      what was measured; those that are there are not measured again
+  answers/<cell>/<clip>.npz     of cells on clips, so that they go on where they were left
+  study.md, study.png           made from all that is there and was measured as the config says
+
+With `study.masks` empty no cell is measured: marks are trained where they are not there, asked how
+much their Psi-flow leans on the flow, and the tables made.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
-from cwm_jax import schedule, train, viz, whole_files
+from cwm_jax import study_marks, viz, whole_files
 from cwm_jax.data import tapvid_pickles
 from cwm_jax.evals import flow, study_report, tapvid
+from cwm_jax.study_marks import LEARNED
 from cwm_jax.tasks import joint_building
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
 _LOG = logging.getLogger(__name__)
 HAND_MADE = ("red", "green", "white")
-# Name of a learned mark: how its perturber begins.
-LEARNED = {"learned": "plain", "learned_white": "white"}
 
 
 class Cell(NamedTuple):
@@ -74,57 +76,86 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[Cell, dict[str, fl
   data = [name for name, on in (("scenes", settings.scenes), ("tapvid", settings.tapvid)) if on]
   if not data:
     raise InputError("nothing to measure on: set study.scenes or study.tapvid")
-  asks = _Asks(config)
+  asks = _Asks(config, workdir)
+  report = _Report(asks, data)
   found: dict[Cell, dict[str, float]] = {}
+  marks: dict[tuple[str, int], Any] = {}
   # Few masks first: a study that was stopped compares all marks, rather than knowing some wholly.
-  order = itertools.product(sorted(settings.masks), settings.seeds, settings.marks)
+  order = itertools.product(sorted(settings.masks) or [None], settings.seeds, settings.marks)
   for masks, seed, mark in order:
     if mark in HAND_MADE and seed not in settings.hand_made_seeds:
       continue
-    made = _mark(config, workdir, mark, seed)
-    if made is None:
-      _LOG.info("the training of %s-%d was left early; the same command goes on", mark, seed)
-      break
-    for name in data:
+    if (mark, seed) not in marks:
+      made = asks.mark(mark, seed)
+      if made is None:
+        _LOG.info("the training of %s-%d was left early; the same command goes on", mark, seed)
+        break
+      marks[mark, seed] = made
+      if mark in LEARNED:
+        report.ask_bottleneck(mark, seed)
+    for name in data if masks is not None else ():
       cell = Cell(mark, masks, name, seed)
-      found[cell] = _measure(cell, made, asks, workdir)
-      _report(found, settings, workdir)
+      found[cell] = report.cells[cell] = _measure(cell, marks[mark, seed], asks)
+      report.write()
   return found
 
 
-def _report(found: dict[Cell, dict[str, float]], settings: Any, workdir: Path) -> None:
-  table = study_report.markdown(found, marks=settings.marks, masks=settings.masks)
-  (workdir / "study.md").write_text(table)
-  viz.write_png(workdir / "study.png", study_report.figure(found, marks=settings.marks))
+class _Report:
+  """The tables and the figure, made anew after each measurement.
+
+  Args:
+    asks: the study's questions.
+    data: names of the data sets that it measures on.
+  """
+
+  def __init__(self, asks: _Asks, data: Sequence[str]):
+    self._asks = asks
+    self.cells = _kept_cells(asks, data)
+    self._bottleneck: dict[tuple[str, int], dict[str, float]] = {}
+
+  def ask_bottleneck(self, mark: str, seed: int) -> None:
+    """Adds a learned mark's row, as far as the config asks for it and its training is there."""
+    count = self._asks.settings.bottleneck_scenes
+    if not count:
+      return
+    numbers = study_marks.bottleneck(
+      self._asks.config, self._asks.workdir, mark, seed, num_scenes=count
+    )
+    if numbers is not None:
+      self._bottleneck[mark, seed] = numbers
+      self.write()
+
+  def write(self) -> None:
+    """Writes study.md, and study.png where there are cells."""
+    marks = list(dict.fromkeys((*self._asks.settings.marks, *HAND_MADE, *LEARNED)))
+    masks = sorted({cell.masks for cell in self.cells})
+    parts = [study_report.markdown(self.cells, marks=marks, masks=masks)] if self.cells else []
+    if self._bottleneck:
+      parts.append(study_report.bottleneck(self._bottleneck))
+    (self._asks.workdir / "study.md").write_text("\n".join(parts))
+    if self.cells:
+      figure = study_report.figure(self.cells, marks=marks)
+      viz.write_png(self._asks.workdir / "study.png", figure)
 
 
-def _mark(config: Any, workdir: Path, name: str, seed: int) -> Any:
-  """What `Tracker.load` takes as a mark; None where its training was told to leave early."""
-  if name not in LEARNED:
-    return _hand_made(config, name)
-  path = workdir / "marks" / f"{name}-{seed}.safetensors"
-  if path.is_file():
-    return path
-  job = ConfigDict(config.to_dict())
-  job.job, job.task = "train", "joint"
-  job.seed = config.seed + seed
-  job.perturber.init = LEARNED[name]
-  # Every seed sees scenes of its own, both kinds of mark the same ones.
-  job.data.sources.scenes.first_seed += 10_000_000 * seed
-  folder = workdir / "train" / f"{name}-{seed}"
-  job.lock()
-  state = train.train(job, folder)
-  total = schedule.to_steps(
-    job.total,
-    batch_size=job.data.batch_size,
-    epoch_examples=job.data.epoch_examples or None,
-  )
-  if int(state.step) < total:
-    return None
-  path.parent.mkdir(parents=True, exist_ok=True)
-  params = state.params if state.ema is None else state.ema
-  extra = {"name": name, "seed": seed, "steps": total}
-  return joint_building.save_mark(path, jax.device_get(params), job, extra=extra)
+def _kept_cells(asks: _Asks, data: Sequence[str]) -> dict[Cell, dict[str, float]]:
+  """The cells that are there, of whatever mark, masks and seed, and of the config's settings."""
+  cells = {}
+  for path in sorted(asks.workdir.glob("cells/*/*.json")):
+    match = re.fullmatch(r"(\w+)-mm(\d+)-(\d+)", path.stem)
+    if not match or match[1] not in (*HAND_MADE, *LEARNED) or path.parent.name not in data:
+      continue
+    cell = Cell(match[1], int(match[2]), path.parent.name, int(match[3]))
+    mark = study_marks.mark_path(asks.workdir, cell.mark, cell.seed)
+    if cell.mark in LEARNED and not mark.is_file():
+      continue
+    if cell.mark in HAND_MADE:
+      mark = _hand_made(asks.config, cell.mark)
+    try:
+      cells[cell] = _kept(path, asks.stored(cell, mark))
+    except InputError as error:
+      _LOG.info("not in the tables: %s", error)
+  return cells
 
 
 def _hand_made(config: Any, name: str) -> dict[str, Any]:
@@ -137,10 +168,10 @@ def _hand_made(config: Any, name: str) -> dict[str, Any]:
 
 
 class _Asks:
-  """The questions of each data set, drawn or opened once."""
+  """What is asked of whom: marks, and the questions of each data set, drawn or opened once."""
 
-  def __init__(self, config: Any):
-    self.config, self.settings = config, config.study
+  def __init__(self, config: Any, workdir: Path):
+    self.config, self.settings, self.workdir = config, config.study, workdir
     self.weights, _ = joint_building.predictor_file(config.joint.weights)
 
   @functools.cached_property
@@ -156,22 +187,28 @@ class _Asks:
   def clips(self) -> Any:
     return tapvid_pickles.open_clips(self.settings.tapvid)
 
+  def mark(self, name: str, seed: int) -> Any:
+    """What `Tracker.load` takes as a mark; None where its training was told to leave early."""
+    if name in HAND_MADE:
+      return _hand_made(self.config, name)
+    return study_marks.learned(self.config, self.workdir, name, seed, weights_sha256=self.digest)
+
   def stored(self, cell: Cell, mark: Any) -> dict[str, Any]:
     """The settings on which a cell's numbers depend, as JSON has them."""
     about = {"scenes": ("scenes",), "tapvid": ("tapvid", "protocol", "frame_gap")}[cell.data]
     own = {key: self.settings[key] for key in (*about, "readout", "order", "average")}
-    trained = {}
+    own["weights"] = self.digest
     if cell.mark in LEARNED:
-      sections = ("total", "seed", "perturber", "joint", "flow_predictor", "optim")
-      trained = {key: self.config.to_dict()[key] for key in sections}
+      own |= study_marks.settings(self.config, weights_sha256=self.digest)
+      own["mark"] = {"sha256": whole_files.sha256(mark)}
     else:
       own["mark"] = mark
-    return json.loads(json.dumps({**own, "weights": self.digest, **trained}))
+    return json.loads(json.dumps(own))
 
 
-def _measure(cell: Cell, mark: Any, asks: _Asks, workdir: Path) -> dict[str, float]:
+def _measure(cell: Cell, mark: Any, asks: _Asks) -> dict[str, float]:
   """A cell's numbers, from its file or by asking."""
-  path, wanted = cell.path(workdir), asks.stored(cell, mark)
+  path, wanted = cell.path(asks.workdir), asks.stored(cell, mark)
   if path.is_file():
     return _kept(path, wanted)
   _LOG.info("%s", path.stem)
@@ -190,7 +227,7 @@ def _measure(cell: Cell, mark: Any, asks: _Asks, workdir: Path) -> dict[str, flo
     evaluator = flow.FlowEvaluator(tracker, asks.scenes, honesty=False)
     numbers = dict(evaluator.run())
   else:
-    numbers = dict(_on_clips(tracker, cell, asks, workdir))
+    numbers = dict(_on_clips(tracker, cell, asks, wanted))
   numbers["seconds"] = time.monotonic() - started
   path.parent.mkdir(parents=True, exist_ok=True)
   whole_files.write_json(path, {"settings": wanted, "numbers": numbers})
@@ -198,16 +235,19 @@ def _measure(cell: Cell, mark: Any, asks: _Asks, workdir: Path) -> dict[str, flo
 
 
 def _on_clips(
-  tracker: Tracker, cell: Cell, asks: _Asks, workdir: Path
+  tracker: Tracker, cell: Cell, asks: _Asks, wanted: dict[str, Any]
 ) -> Iterator[tuple[str, float]]:
   """Pooled over all clips, as the paper's; means over clips beside them."""
   settings = asks.settings
+  # Answers that were given under other settings are no part of this cell.
+  origin = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
   evaluator = tapvid.TapVidEvaluator(
     tracker,
     asks.clips,
     protocol=settings.protocol,
     frame_gap=settings.frame_gap,
-    kept=workdir / "answers" / cell.path(workdir).stem,
+    kept=asks.workdir / "answers" / cell.path(asks.workdir).stem,
+    origin=origin,
   )
   for name, value in evaluator.run():
     if name.startswith("pooled/"):
@@ -217,14 +257,6 @@ def _on_clips(
 
 
 def _kept(path: Path, wanted: dict[str, Any]) -> dict[str, float]:
-  try:
-    found = json.loads(path.read_text())
-    settings, numbers = found["settings"], dict(found["numbers"])
-  except (ValueError, KeyError, TypeError):
-    raise InputError(f"{path} is damaged; delete it") from None
-  changed = sorted(key for key in {*settings, *wanted} if settings.get(key) != wanted.get(key))
-  if changed:
-    raise InputError(
-      f"{path} was measured with other settings ({', '.join(changed)}); take another --workdir"
-    )
+  stored, numbers = study_marks.read_kept(path)
+  study_marks.check(path, stored, wanted, made="measured")
   return numbers

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,24 @@ class NonFiniteError(RuntimeError):
   """The loss or its gradient is not finite; the message says where and what is safe."""
 
 
+class Outcome(NamedTuple):
+  """A run's last state, and the step at which `config.total` is reached, whatever its unit."""
+
+  state: TrainState
+  total_steps: int
+
+  @property
+  def finished(self) -> bool:
+    """False where it was told to leave earlier."""
+    return int(self.state.step) >= self.total_steps
+
+
 def train(config: Any, workdir: str | Path) -> TrainState:
+  """`run`, of which only the state is wanted."""
+  return run(config, workdir).state
+
+
+def run(config: Any, workdir: str | Path) -> Outcome:
   """Trains until `config.total`, `config.stop_after`, or SIGTERM; goes on where `workdir` ends.
 
   Args:
@@ -46,7 +63,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
     workdir: checkpoints, metrics, pictures and config.json; made if absent.
 
   Returns:
-    The last state, which is also saved.
+    The last state, which is also saved, and where the run ends.
 
   Raises:
     InputError: a config, workdir, source or initial weights that cannot be used.
@@ -65,7 +82,7 @@ def train(config: Any, workdir: str | Path) -> TrainState:
     ) from error
 
 
-def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainState:
+def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> Outcome:
   leaving = stack.enter_context(leaving_lib.Leaving())
   jax.config.update("jax_debug_nans", config.debug_nans)
   first_process = jax.process_index() == 0
@@ -215,7 +232,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> TrainStat
 
   checkpoints.wait()
   log.info("left at step %d of %d: %s", step, total, "done" if step >= total else leaving.why)
-  return state
+  return Outcome(state, total)
 
 
 def _steps(config: Any, epoch_examples: int, value: int | str, name: str) -> int:

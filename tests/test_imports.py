@@ -24,6 +24,7 @@ RANKS = {
   **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),
   **dict.fromkeys(
     [
+      "study_marks",
       "arguments",
       "argument_values",
       "job_arguments",

@@ -27,7 +27,7 @@ class Probe:
   Args:
     image_hw: pixels of the frames.
     preset: a name in `data.procedural.PRESETS`.
-    num_scenes: how many; 0 asks nothing.
+    num_scenes: how many, rounded up to whole groups of 8; 0 asks nothing.
     before_seed: seeds are taken downwards from here; training's lie at or above it.
     max_objects, texture_size: as for training.
   """
@@ -48,6 +48,11 @@ class Probe:
     count = -(-num_scenes // _PAIRS) * _PAIRS
     self._seeds = [before_seed - 1 - i for i in range(count)]
     self._measure: Any = None
+
+  @property
+  def num_scenes(self) -> int:
+    """How many are asked about."""
+    return len(self._seeds)
 
   def run(self, task: Any, params: dict[str, Any]) -> Iterator[tuple[str, float]]:
     """Yields bottleneck/loss; zeroed and exchanged: the relative rise and its _low and _high; and
