@@ -8,14 +8,17 @@ flow is, and it is only touched up. A Psi-flow from scratch (`flow_predictor.kin
 thousands of pairs before it heeds the flow, and leads the perturber astray until then. Arguments:
 
   (none)    at 64 x 64, the shipped weights
-  large     at 128 x 128, for weights that were fine-tuned so (configs/pretrain_tiny.py:double);
-            name them by --config.joint.weights. Marks keep their share of the image.
+  large     at 128 x 128. Marks keep their share of the image. The shipped weights are refused:
+            `python -m cwm_jax.main --config configs/pretrain_tiny.py:double --workdir runs/double
+            --config.init_from=cwm_jax/weights/predictor-tiny.safetensors` fine-tunes them to that
+            size and `cwm-jax convert runs/double double.safetensors` makes the file to be named by
+            --config.joint.weights.
   runlocal  a minute's trial
 
 A step takes about 2 s, nearly all of it in the predictor's marked passes, there and back.
 
-Frames lie further apart than in pretraining (the paper: 500 ms rather than 150): the scenes move
-by up to a quarter of the image. With video, set data.sources.video.gap_ms.
+Frames lie further apart than in pretraining: the scenes move by up to a quarter of the image, and
+frames of video, should any be given, are 500 ms apart rather than 150, as in the paper.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     curriculum=((0, (("views", 1.0), ("movers", 1.0), ("worlds", 2.0))),),
     max_objects=6,
   )
+  c.data.sources.video.gap_ms = 500.0
   c.log.update(every="20 steps", eval_every="250 steps", images_every="100 steps", eval_scenes=64)
   c.checkpoint.every = "250 steps"
   if arg == "large":

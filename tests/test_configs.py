@@ -11,8 +11,9 @@ import jax
 import pytest
 
 from cwm_jax import checkpoint, schedule, tasks
-from cwm_jax.configs import base, pretrain_paper, pretrain_sizes, pretrain_tiny
+from cwm_jax.configs import base, joint_tiny, pretrain_paper, pretrain_sizes, pretrain_tiny
 from cwm_jax.pretrained import weights
+from cwm_jax.types import InputError
 
 FILES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py"))
 ARGUMENTS = {
@@ -20,7 +21,8 @@ ARGUMENTS = {
   "pretrain_sizes": list(pretrain_sizes.SIZES),
   "joint_tiny": ["", "large", "runlocal"],
   **dict.fromkeys(
-    ["study_interventions", "pretrain_gpu", "pretrain_paper", "eval_scenes"], ["", "runlocal"]
+    ["study_interventions", "joint_paper", "pretrain_gpu", "pretrain_paper", "eval_scenes"],
+    ["", "runlocal"],
   ),
   **dict.fromkeys(["label", "distill_tiny", "supervised_tiny"], ["", "runlocal"]),
 }
@@ -104,8 +106,15 @@ def test_the_paper_s_batch_is_1024_pairs_150_ms_apart_for_800_epochs():
   weights = {name: source.weight for name, source in config.data.sources.items()}
   assert [name for name, weight in weights.items() if weight] == ["video"]
   assert config.data.sources.video.gap_ms == 150.0
+  # Joint training's frames lie further apart.
+  assert joint_tiny.get_config().data.sources.video.gap_ms == 500.0
   # ViT-B: 12 blocks of width 768, in the encoder and again in the decoder.
   assert parameters(config.model) > 2 * 12 * 12 * 768**2
+
+
+def test_marks_for_large_images_are_refused_with_the_shipped_predictor_of_small_ones():
+  with pytest.raises(InputError, match="a mark of size 2 .* scale of 2\\) is too small"):
+    tasks.build(load("joint_tiny", "large"))
 
 
 @pytest.mark.parametrize("name, argument", [("pretrain_tiny", "matsch"), ("pretrain_sizes", "xxl")])

@@ -26,6 +26,8 @@ from cwm_jax.types import FramePair, InputError
 QUERIES = ("centre", "anywhere")
 MASKS = ("point", "shared")
 PREDICTOR, PERTURBER, FLOW_PREDICTOR = "predictor", "perturber", "flow_predictor"
+# Widths go from one pixel to half the grid: on a grid of 2 there is nothing to choose.
+_MIN_MARK_SIZE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +44,9 @@ class Joint:
     image_hw: size of the frames, pixels; Psi-flow sees them so.
     predictor_hw: what the predictor sees; frames are resized to it.
     mask_ratio: share of frame 2's patches that is hidden from the predictor.
-    mark_size: of `gaussian.GaussianMark`; pixels of the predictor's image.
-    mark_settings: its other settings.
+    mark_size: of `gaussian.GaussianMark`, 4 or more; pixels of an image `scale` times smaller than
+      the predictor's.
+    mark_settings: its other settings, `scale` among them.
     num_points: queries a pair, in patches (Psi-flow's) that all differ.
     query: "centre" of a patch, or "anywhere" in it.
     masks: each "point" has masks of its own, or those of a pair are "shared".
@@ -101,8 +104,14 @@ class Joint:
     for name in ("num_masks", "points_at_once"):
       if getattr(self, name) < 1:
         raise InputError(f"joint.{name} is {getattr(self, name)}; give 1 or more")
-    if self.mark_size < 2:
-      raise InputError(f"a mark of {self.mark_size} pixels is too small; set perturber.size")
+    if self.mark_size < _MIN_MARK_SIZE:
+      scale = self.mark_settings.get("scale", 1)
+      raise InputError(
+        f"a mark of size {self.mark_size} (pixels a side, before it is enlarged by its scale of "
+        f"{scale}) is too small for its widths to be learned: {_MIN_MARK_SIZE} is the least. Set "
+        "perturber.size, lower perturber.scale, or name by joint.weights a predictor of larger "
+        "images"
+      )
 
   @property
   def _query_grid(self) -> tuple[int, int]:
@@ -149,7 +158,8 @@ class Joint:
     Returns:
       (loss, metrics): metrics hold `loss`; `copy_loss`, the error of predicting that frame 2 is
       frame 1; `flow_px`, the flow's mean length; `spread_px`, the mean width of the response, in
-      pixels of the predictor's image; `peak`, its mean height, in normalised units.
+      pixels of the map it was read from: the predictor's image, under the protocol "release" the
+      video's; `peak`, its mean height, in normalised units.
     """
     frames = geometry.normalise(pair.frames)
     points = self.queries(keys)

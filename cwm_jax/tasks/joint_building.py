@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -18,8 +19,11 @@ from cwm_jax.pretrained import learned_marks, mark_files, releases, weights
 from cwm_jax.tasks import bottleneck, joint, readout
 from cwm_jax.types import FramePair, InputError
 
+_LOG = logging.getLogger(__name__)
+
 # The paper's mark: 20 pixels of an image of 256.
 _MARK_SHARE = 20 / 256
+_GEOMETRY = ("size", "scale", "on_pixel", "reach")
 
 
 def build(config: Any) -> joint.Joint:
@@ -41,7 +45,8 @@ def build(config: Any) -> joint.Joint:
     flow_predictor = models.build_flow_predictor(config.flow_predictor, model)
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise InputError(f"config.joint or config.flow_predictor cannot be built: {error}") from None
-  perturber, given = _perturber(config.perturber, model)
+  perturber, given, geometry = _perturber(config.perturber, model)
+  _tell_overruled(config.perturber, geometry)
   if config.flow_predictor.kind == "moved":
     # Its own copies: these are trained, and a step gives up its parameters' memory.
     given[joint.FLOW_PREDICTOR] = jax.tree.map(np.copy, params)
@@ -55,8 +60,8 @@ def build(config: Any) -> joint.Joint:
     image_hw=image_hw,
     predictor_hw=predictor_hw,
     mask_ratio=ratio,
-    mark_size=mark_size(config.perturber, predictor_hw),
-    mark_settings=mark_settings(config.perturber),
+    mark_size=geometry["size"],
+    mark_settings={name: value for name, value in geometry.items() if name != "size"},
     held_out=readout.build(config, predictor, image_hw=predictor_hw, mask_ratio=ratio),
     own_mark=_own_mark(stored, path),
     probe=bottleneck.Probe(
@@ -91,6 +96,8 @@ def save_mark(
 ) -> Path:
   """Writes the mark that a joint training learned to a file for `Tracker.load(mark=...)`.
 
+  A mark that began from a file keeps that one's geometry, so the file must still be there.
+
   Args:
     path: where to; its folder must exist.
     params: the training's, of which the perturber's are written; the running average where it keeps
@@ -99,19 +106,16 @@ def save_mark(
     extra, dtype: as `weights.save`.
 
   Raises:
-    InputError: as `mark_files.save`, or a config of no joint training.
+    InputError: as `mark_files.save`, a config of no joint training, or as `mark_files.read` for the
+      file that the perturber began from.
   """
   if config.task != "joint" or joint.PERTURBER not in params:
     raise InputError("only a joint training learns a mark")
   _, stored = predictor_file(config.joint.weights)
+  model = stored["model"]
+  _, _, geometry = _perturber(config.perturber, model)
   return mark_files.save(
-    path,
-    params[joint.PERTURBER],
-    model=stored["model"],
-    size=mark_size(config.perturber, tuple(stored["model"]["image_hw"])),
-    **mark_settings(config.perturber),
-    extra=extra,
-    dtype=dtype,
+    path, params[joint.PERTURBER], model=model, **geometry, extra=extra, dtype=dtype
   )
 
 
@@ -125,22 +129,38 @@ def mark_size(section: Any, predictor_hw: tuple[int, int]) -> int:
   return section.size or round(_MARK_SHARE * min(predictor_hw) / section.scale)
 
 
-def mark_settings(section: Any) -> dict[str, Any]:
-  """Of `gaussian.GaussianMark`, all but its size, from the `perturber` section."""
-  return {name: section[name] for name in ("scale", "on_pixel", "reach")}
+def _perturber(
+  section: Any, model: dict[str, Any]
+) -> tuple[Perturber, dict[str, Any], dict[str, Any]]:
+  """The module, its parameters where they come from a file, and the mark's geometry.
 
-
-def _perturber(section: Any, model: dict[str, Any]) -> tuple[Perturber, dict[str, Any]]:
-  """The module, and its parameters where they come from a file."""
+  The geometry, `_GEOMETRY` of `gaussian.GaussianMark`, is the file's where there is one: what its
+  parameters say depends on it.
+  """
   if section.init not in (*INITS, "file"):
     raise InputError(f"perturber.init is {section.init!r}; choose one of {', '.join(INITS)}, file")
   if section.init != "file":
-    return Perturber(hidden_width=section.hidden_width, init_kind=section.init), {}
+    geometry = {name: section[name] for name in _GEOMETRY}
+    geometry["size"] = mark_size(section, tuple(model["image_hw"]))
+    return Perturber(hidden_width=section.hidden_width, init_kind=section.init), {}, geometry
   if not section.file:
     raise InputError("perturber.init is 'file': name it by perturber.file")
   params, stored = mark_files.read(section.file, model=model)
-  width = stored["mark"]["hidden_width"]
-  return Perturber(hidden_width=width), {joint.PERTURBER: params}
+  mark = learned_marks.build(stored, params).func
+  geometry = {name: getattr(mark, name) for name in _GEOMETRY}
+  return mark.perturber, {joint.PERTURBER: params}, geometry
+
+
+def _tell_overruled(section: Any, geometry: dict[str, Any]) -> None:
+  """One line in the log where a mark's file says otherwise than the `perturber` section."""
+  if section.init != "file":
+    return
+  differ = [name for name in _GEOMETRY if section[name] != geometry[name]]
+  if not section.size:  # which says nothing
+    differ.remove("size")
+  if differ:
+    told = ", ".join(f"{name} {geometry[name]} (not {section[name]})" for name in differ)
+    _LOG.info("the mark of %s keeps what its file says: %s", section.file, told)
 
 
 def _own_mark(stored: dict[str, Any], path: Any) -> perturb.Mark:

@@ -15,6 +15,8 @@ from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.tasks import joint_building
 from cwm_jax.types import FramePair, InputError
 
+DOUBLE = dict(image_hw=[32, 32])
+
 
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
@@ -108,7 +110,7 @@ def test_masks_are_a_point_s_own_or_shared(predictor):
     ("perturber__init", "grey", "perturber.init is 'grey'; choose one of white, plain, file"),
     ("perturber__init", "file", "name it by perturber.file"),
     ("perturber__scale", 0, "perturber.scale is 0"),
-    ("perturber__size", 1, "too small"),
+    ("perturber__size", 3, "a mark of size 3 .* scale of 1\\) is too small .*: 4 is the least"),
     ("flow_predictor__kind", "three_stream", "three_stream"),
   ],
 )
@@ -128,6 +130,43 @@ def test_a_perturber_begins_white_plain_or_as_a_file_says(predictor, tmp_path):
   for kind in ("white", "plain"):
     task = tasks.build(joint_job.get_config(predictor, perturber__init=kind))
     assert task.perturber.init_kind == kind and set(task.given) == {"predictor"}
+
+
+def test_a_mark_that_begins_from_a_file_has_the_file_s_geometry_and_is_saved_with_it(
+  predictor, tmp_path, caplog
+):
+  _, stored = joint_building.predictor_file(str(predictor))
+  net = Perturber(hidden_width=6)
+  params = jax.jit(net.init)(jax.random.key(9), jnp.zeros(16))["params"]
+  told = dict(size=7, scale=2, on_pixel=False, reach=0.25)
+  path = mark_files.save(tmp_path / "mark.safetensors", params, model=stored["model"], **told)
+  changes = dict(perturber__init="file", perturber__file=str(path))
+  for weights_file, factor in ((predictor, 1), (joint_job.weights_file(tmp_path, **DOUBLE), 2)):
+    config = joint_job.get_config(weights_file, **changes)
+    want = told | {"scale": 2 * factor}
+    caplog.clear()
+    with caplog.at_level("INFO", "cwm_jax"):
+      task = tasks.build(config)
+    mark = task.mark(task.given).func
+    assert {name: getattr(mark, name) for name in told} == want
+    lines = [line for line in caplog.messages if "keeps what its file says" in line]
+    assert len(lines) == 1
+    assert f"size 7 (not 5), scale {2 * factor} (not 1), on_pixel False (not True)" in lines[0]
+    again = joint_building.save_mark(tmp_path / "again.safetensors", {"perturber": params}, config)
+    config = weights.read_header(again).config
+    assert {name: config["mark"][name] for name in told} == want
+    assert config["mark"]["hidden_width"] == 6 and config["model"]["image_hw"][0] == 16 * factor
+
+
+def test_a_run_that_goes_on_after_two_steps_ends_as_one_that_was_not_interrupted(
+  predictor, tmp_path
+):
+  whole = train.train(joint_job.get_config(predictor, total="4 steps"), tmp_path / "whole")
+  for stop_after, step in (("2 steps", 2), ("", 4)):
+    config = joint_job.get_config(predictor, total="4 steps", stop_after=stop_after)
+    state = train.train(config, tmp_path / "halves")
+    assert int(state.step) == step
+  jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
 
 
 def test_the_mark_that_was_learned_is_written_for_a_tracker(trained, predictor, tmp_path):
