@@ -15,7 +15,7 @@ from cwm_jax.data import labels
 KILLED = """
 import os, signal, sys
 import label_job
-from cwm_jax import label
+from cwm_jax import label, whole_files
 from cwm_jax.data import labels, loader
 
 workdir, pairs, left = sys.argv[1], int(sys.argv[2]), [int(sys.argv[3])]
@@ -33,7 +33,7 @@ def deadly(home, name):
 
 deadly(loader.Loader, "__next__")
 deadly(labels, "encode")
-deadly(label, "_write_json")
+deadly(whole_files, "write_json")
 deadly(os, "replace")
 config = label_job.get_config()
 config.label.pairs = pairs
