@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
+import shutil
 
 import joint_job
 import numpy as np
 import pytest
+import tapvid_clips
+import tiny_clips
 from PIL import Image
 
-from cwm_jax import study
-from cwm_jax.evals import study_report
-from cwm_jax.pretrained import mark_files
+from cwm_jax import study, study_marks, train
+from cwm_jax.evals import study_report, tapvid
+from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.types import InputError
 
 
@@ -19,6 +24,7 @@ def job(predictor, **changes):
   config = joint_job.get_config(predictor, total="2 steps", **changes)
   config.job = "study"
   config.study.update(marks=("red", "learned_white"), masks=(1,), seeds=(0,), scenes=2)
+  config.study.bottleneck_scenes = 8
   return config
 
 
@@ -54,6 +60,220 @@ def test_a_study_goes_on_where_it_was_left(done):
   assert lost.is_file() and kept.stat().st_mtime_ns == stamp
   for cell, numbers in found.items():
     assert again[cell]["average_distance"] == pytest.approx(numbers["average_distance"], abs=1e-3)
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+  """(predictor, workdir) of the same study, to be changed."""
+  predictor, workdir, _ = done
+  shutil.copytree(workdir, tmp_path / "study")
+  return predictor, tmp_path / "study"
+
+
+def without_training(monkeypatch):
+  """Makes a study fail that trains once more."""
+
+  def never(*_):
+    raise AssertionError("it trains")
+
+  monkeypatch.setattr(train, "run", never)
+
+
+def as_before_notes(workdir):
+  """Rewrites marks and cells as they were before they told all of their settings."""
+  for path in workdir.glob("marks/*"):
+    params, extra = weights.load_perturber(path), weights.read_header(path).extra
+    del extra["training"]
+    weights.save(path, {"perturber": params}, weights.read_header(path).config, extra=extra)
+  path = study.Cell("learned_white", 1, "scenes", 0).path(workdir)
+  kept = json.loads(path.read_text())
+  nested = {}
+  for key, value in kept["settings"].items():
+    *sections, name = key.split(".")
+    if not key.startswith(("data.", "mark", "init_from")):
+      functools.reduce(lambda d, part: d.setdefault(part, {}), sections, nested)[name] = value
+  nested["joint"] |= {"weights": "elsewhere.safetensors", "points_at_once": 7}
+  path.write_text(json.dumps(kept | {"settings": nested}))
+
+
+def test_a_mark_of_another_training_is_refused_and_the_settings_named(copied, monkeypatch):
+  predictor, workdir = copied
+  without_training(monkeypatch)
+  # Without its cells, too: nothing but the mark then tells of the settings.
+  shutil.rmtree(workdir / "cells")
+  changes = dict(joint__inverse_temperature=9.0, data__batch_size=4)
+  told = "other settings .data.batch_size, joint.inverse_temperature.; take another --workdir"
+  with pytest.raises(InputError, match=f"learned_white-0.safetensors was trained with {told}"):
+    study.run(job(predictor, **changes), workdir)
+  worlds = ((0, "worlds"),)
+  with pytest.raises(InputError, match="other settings .data.sources.scenes.curriculum."):
+    study.run(job(predictor, data__sources__scenes__curriculum=worlds), workdir)
+
+
+def test_what_changes_no_number_of_a_training_is_not_compared(copied, monkeypatch, tmp_path):
+  predictor, workdir = copied
+  without_training(monkeypatch)
+  moved = shutil.copy(predictor, tmp_path / "moved.safetensors")
+  changes = dict(joint__points_at_once=2, data__num_workers=1, data__prefetch=5)
+  changes |= dict(data__sources__video__gap_ms=500.0)  # of a source that is not opened
+  again = study.run(job(moved, **changes), workdir)
+  assert [cell.mark for cell in again] == ["red", "learned_white"]
+
+
+def test_marks_and_cells_of_before_they_told_their_training_are_taken(copied, monkeypatch, caplog):
+  predictor, workdir = copied
+  without_training(monkeypatch)
+  as_before_notes(workdir)
+  config = job(predictor)
+  config.study.masks = (1, 1)
+  with caplog.at_level(logging.INFO, logger="cwm_jax"):
+    again = study.run(config, workdir)
+  assert len(again) == 2
+  assert caplog.text.count("does not say what it was trained with") == 1
+  # What such a cell does tell counts.
+  with pytest.raises(InputError, match="other settings .joint.num_points.; take another"):
+    study.run(job(predictor, joint__num_points=1), workdir)
+
+
+def test_a_cell_that_was_measured_with_another_mark_file_is_refused(copied):
+  predictor, workdir = copied
+  mark = study_marks.mark_path(workdir, "learned_white", 0)
+  header, params = weights.read_header(mark), weights.load_perturber(mark)
+  params["fc1"]["bias"] = params["fc1"]["bias"] + 1
+  weights.save(mark, {"perturber": params}, header.config, extra=header.extra)
+  config = job(predictor)
+  config.study.bottleneck_scenes = 0
+  with pytest.raises(InputError, match="other settings .mark.sha256.; take another --workdir"):
+    study.run(config, workdir)
+
+
+def test_the_bottleneck_is_measured_once_a_training_and_told_in_a_table(done, copied, monkeypatch):
+  _, workdir, _ = done
+  path = workdir / "bottleneck" / "learned_white-0.json"
+  numbers = json.loads(path.read_text())["numbers"]
+  assert numbers["num_scenes"] == 8 and numbers["loss"] > 0 and numbers["spread_px"] > 0
+  for name in ("zeroed", "exchanged"):
+    assert numbers[f"{name}_low"] < numbers[name] < numbers[f"{name}_high"]
+  row = f"| learned + WBinit | 0 | 8 | {numbers['loss']:.5f} | {100 * numbers['zeroed']:+.1f} ("
+  assert row in (workdir / "study.md").read_text()
+  # A workdir of before gets its table; its cells are told beside it and not measured.
+  predictor, older = copied
+  shutil.rmtree(older / "bottleneck")
+  (older / "study.md").unlink()
+  as_before_notes(older)
+  config = job(predictor)
+  config.study.masks = ()
+  monkeypatch.setattr(study, "Tracker", None)
+  assert study.run(config, older) == {}
+  # Compiled once more, the sums may fall in another order.
+  table = (older / "study.md").read_text()
+  for row in ("| red square | MM-1 | 1 |", "| learned + WBinit | MM-1 | 1 |"):
+    assert row in table
+  assert "| learned + WBinit | 0 | 8 |" in table
+  found = json.loads((older / "bottleneck" / "learned_white-0.json").read_text())["numbers"]
+  assert found == pytest.approx(numbers, rel=1e-4, abs=1e-5)
+  # Kept from now on.
+  shutil.rmtree(older / "train")
+  assert study.run(config, older) == {}
+  assert (older / "study.md").read_text() == table
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "its last one"])
+def test_without_the_checkpoint_of_a_mark_it_has_no_row_of_the_bottleneck(copied, lost, caplog):
+  predictor, workdir = copied
+  shutil.rmtree(workdir / "bottleneck")
+  if lost == "checkpoints":
+    shutil.rmtree(workdir / "train")
+  else:
+    mark = study_marks.mark_path(workdir, "learned_white", 0)
+    header, params = weights.read_header(mark), weights.load_perturber(mark)
+    params["fc1"]["bias"] = params["fc1"]["bias"] + 1
+    weights.save(mark, {"perturber": params}, header.config, extra=header.extra)
+  config = job(predictor)
+  config.study.masks = ()
+  with caplog.at_level(logging.INFO, logger="cwm_jax"):
+    study.run(config, workdir)
+  assert "no row for learned_white-0 in the bottleneck table: " in caplog.text
+  assert not (workdir / "bottleneck").exists()
+
+
+def test_a_training_in_epochs_of_films_may_be_left_and_gone_on_with(done, tmp_path):
+  predictor, _, _ = done
+  for i in range(4):
+    tiny_clips.write_video(tmp_path / f"{i}.mp4", 8, 40 + 20 * i)
+  config = job(predictor, data__sources__scenes__weight=0.0)
+  config.total = "1 epochs"
+  config.data.sources.video.update(weight=1.0, paths=str(tmp_path))
+  config.study.update(marks=("learned",), bottleneck_scenes=0)
+  config.stop_after = "1 steps"
+  workdir = tmp_path / "study"
+  assert study.run(config, workdir) == {}
+  mark = study_marks.mark_path(workdir, "learned", 0)
+  assert not mark.exists()
+  # What is to be measured is not the training's affair.
+  config.stop_after, config.study.masks = "", ()
+  study.run(config, workdir)
+  assert weights.read_header(mark).extra["steps"] == 2
+
+
+class PowerCutError(Exception):
+  pass
+
+
+def clips_job(predictor, tmp_path, **changes):
+  if not (tmp_path / "clips").exists():
+    for i in range(3):
+      tapvid_clips.write_clip(tmp_path / "clips" / f"clip{i}", frames=3, hw=(16, 32), seed=i)
+  config = job(predictor)
+  config.study.update(marks=("red",), scenes=0, tapvid=str(tmp_path / "clips"), **changes)
+  return config
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """The clips that are asked about; add a None, and there is a power cut at the third question."""
+  real, names = tapvid.tapvid_answers.ask, []
+
+  def ask(*args, **settings):
+    if None in names and len(names) == 3:
+      raise PowerCutError
+    names.append(args[1].name)
+    return real(*args, **settings)
+
+  monkeypatch.setattr(tapvid.tapvid_answers, "ask", ask)
+  return names
+
+
+def test_a_study_on_clips_goes_on_where_it_was_left_and_never_with_answers_of_another(
+  done, tmp_path, asked
+):
+  predictor, _, _ = done
+  workdir = tmp_path / "study"
+  asked.append(None)
+  with pytest.raises(PowerCutError):
+    study.run(clips_job(predictor, tmp_path), workdir)
+  assert asked == [None, "clip0", "clip1"]
+  # Under another protocol two clips' answers are there that are not its own.
+  asked.clear()
+  (other,) = study.run(clips_job(predictor, tmp_path, protocol="first"), workdir).values()
+  assert asked == ["clip0", "clip1", "clip2"]
+  (alone,) = study.run(clips_job(predictor, tmp_path, protocol="first"), tmp_path / "2").values()
+  assert other["average_distance"] == alone["average_distance"]
+  with pytest.raises(InputError, match="other settings .protocol.; take another --workdir"):
+    study.run(clips_job(predictor, tmp_path), workdir)
+
+
+def test_an_interrupted_study_on_clips_asks_about_the_rest_only(done, tmp_path, asked):
+  predictor, _, _ = done
+  asked.append(None)
+  with pytest.raises(PowerCutError):
+    study.run(clips_job(predictor, tmp_path), tmp_path / "study")
+  asked.clear()
+  (found,) = study.run(clips_job(predictor, tmp_path), tmp_path / "study").values()
+  assert asked == ["clip2"]
+  asked.clear()
+  (whole,) = study.run(clips_job(predictor, tmp_path), tmp_path / "whole").values()
+  assert found["num_clips"] == 3 and found["average_distance"] == whole["average_distance"]
 
 
 def test_cells_of_other_settings_are_not_taken_for_these(done):
