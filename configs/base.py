@@ -204,6 +204,10 @@ def get_config() -> ConfigDict:
   e.masks_seed = 0
   e.dtype = e.attention_dtype = ""  # "" takes the weights' own; see Tracker.load
   e.memory_budget = 0.0  # bytes; 0 decides from the device
+  # Of flow networks. What does not come back by forward and backward flow is hidden: beyond so many
+  # pixels (absolute; 0 takes 6), or beyond a share of both flows' lengths (relative; 0 takes 0.5).
+  e.flow = ConfigDict(dict(occlusion="absolute", occlusion_threshold=0.0))
+  e.flow.iterations = 0  # 0 takes the file's
   e.scenes = 0  # how many scenes of scenes-test-v1
   e.honesty = True  # on scenes, also with frame 2 exchanged between pairs
   e.tapvid = ""  # TAP-Vid clips: folder of clip folders, .pkl, or folder of .pkl shards

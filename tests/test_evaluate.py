@@ -297,3 +297,21 @@ def test_the_config_s_arguments_choose_protocols_and_trackers(argument, protocol
   assert released.protocols == ("release_first", "release_cfg") and released.zoom == 4
   with pytest.raises(ValueError, match="strided, release or runlocal"):
     eval_tapvid.get_config("other")
+
+
+def test_flow_networks_get_settings_of_their_own(tmp_path):
+  config = base.get_config()
+  config.flow_network.update(tiny_model.flow_network(), context_norm="instance")
+  params = command_line.random_params(config.to_dict())
+  path = str(weights.save(tmp_path / "student.safetensors", params, config.to_dict()))
+  settings = config.evaluate
+  settings.flow.update(occlusion="relative", occlusion_threshold=1e-6)
+  pair = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+  (strict,) = named.build(path, settings)
+  settings.flow.occlusion_threshold = 1e6
+  (lenient,) = named.build(path, settings)
+  points = [[8.0, 8.0], [5.0, 9.0]]
+  assert not strict.flow(*pair, points).visible.any() and lenient.flow(*pair, points).visible.all()
+  settings.flow.iterations = -1
+  with pytest.raises(InputError, match="run for -1 iterations"):
+    named.build(path, settings)

@@ -43,7 +43,15 @@ def build(name: str, settings: Any) -> list[Any]:
       raise InputError(
         f"{name} asks a predictor, and {path} is a flow network; name it in evaluate.trackers"
       )
-    return spread.one_each(functools.partial(Tracker.load, path, dtype=settings.dtype or None))
+    load = functools.partial(
+      Tracker.load,
+      path,
+      dtype=settings.dtype or None,
+      occlusion=settings.flow.occlusion,
+      occlusion_threshold=settings.flow.occlusion_threshold or None,
+      iterations=settings.flow.iterations or None,
+    )
+    return spread.one_each(load)
   load = functools.partial(
     Tracker.load,
     path,
