@@ -25,6 +25,7 @@ from cwm_jax.types import Explanation, FlowEstimate, InputError, PointFlow
 
 PROTOCOLS = ("half_pixel", "release")
 OCCLUSIONS = ("absolute", "relative")
+SETTINGS = ("protocol", "occlusion", "occlusion_threshold")  # of the constructor
 
 
 class FlowNetworkTracker(Tracker):
@@ -69,7 +70,7 @@ class FlowNetworkTracker(Tracker):
     *,
     mark: Any = None,
     dtype: str | None = None,
-    iterations: int | None = None,
+    iterations: Any = None,
     **settings: Any,
   ) -> FlowNetworkTracker:
     """A tracker by what a weights file holds.
@@ -79,21 +80,31 @@ class FlowNetworkTracker(Tracker):
       config: with a "flow_network" section.
       mark: None; a flow network is not asked by marks.
       dtype: compute dtype, "float32" or "bfloat16"; None takes the file's.
-      iterations: None takes the file's.
+      iterations: a whole number; None takes the file's.
       **settings: see the constructor.
 
     Raises:
-      InputError: a mark, or a setting that cannot be.
+      InputError: a mark, a setting that cannot be, or one that only predictors have.
     """
     if mark is not None:
       raise InputError("these are the weights of a flow network, which is not asked by marks")
+    for name in settings:
+      if name not in SETTINGS:
+        known = ", ".join((*SETTINGS, "dtype"))
+        raise InputError(f"a flow network has no setting {name!r}; it has {known} and iterations")
     section = dict(config["flow_network"])
     section |= {} if dtype is None else {"dtype": dtype}
     section |= {} if iterations is None else {"iterations": iterations}
-    if section["iterations"] < (1 if section["kind"] == "raft" else 0):
-      raise InputError(f"a flow network cannot be run for {section['iterations']} iterations")
-    network = Network(models.build_flow_network(section))
-    return cls(Partial(network, jax.tree.map(jnp.asarray, params)), **settings)
+    count, least = section["iterations"], 1 if section["kind"] == "raft" else 0
+    if not isinstance(count, int | np.integer) or count < least:
+      raise InputError(
+        f"a flow network cannot be run for {count} iterations; give a whole number, {least} or more"
+      )
+    try:
+      module = models.build_flow_network(section)
+    except ValueError as error:  # what the file says was built before
+      raise InputError(str(error)) from None
+    return cls(Partial(Network(module), jax.tree.map(jnp.asarray, params)), **settings)
 
   def explain(self, frame1: Any, frame2: Any, point_xy: Any) -> Explanation:
     """Not for flow networks.

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from cwm_jax import models
 from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.pretrained import learned_marks, mark_files, weights
-from cwm_jax.types import Prediction
+from cwm_jax.types import InputError, Prediction
 
 
 class Parts(NamedTuple):
@@ -63,5 +63,8 @@ def predictor(
   (h, w), patch = model["image_hw"], model["patch"]
   grid_hw = (h // patch, w // patch)
   num_visible = grid_hw[0] * grid_hw[1] + masks_lib.num_visible_patches(grid_hw, ratio)
-  apply = _Apply(models.build(model), num_visible)
+  try:
+    apply = _Apply(models.build(model), num_visible)
+  except ValueError as error:  # what the file says was built before
+    raise InputError(str(error)) from None
   return Parts(Partial(apply, jax.device_put(params)), (h, w), patch, ratio, mark)

@@ -134,7 +134,8 @@ class Tracker:
     """Makes a tracker from a weights file or a public release.
 
     A flow network's weights make a `flow_tracker.FlowNetworkTracker`: num_masks, mask_ratio, zoom,
-    readout, masks_seed and memory_budget mean nothing to it, and its settings are its own.
+    readout, masks_seed, attention_dtype and memory_budget mean nothing to it, and its settings are
+    its own.
 
     Args:
       name_or_path: a safetensors file of this project, or a release's name such as "opt-cwm-512" or

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,8 +131,31 @@ def test_a_weights_file_of_a_flow_network_makes_such_a_tracker(file):
   np.testing.assert_allclose(found.xy[0], np.add(want, [4.5, 5.5]), atol=1e-4)
   with pytest.raises(InputError, match="not asked by marks"):
     Tracker.load(file, mark={"kind": "square"})
-  with pytest.raises(InputError, match="run for -1 iterations"):
-    Tracker.load(file, iterations=-1)
+
+
+@pytest.mark.parametrize(
+  "settings, sentence",
+  [
+    (dict(iterations=-1), "cannot be run for -1 iterations; give a whole number, 0 or more"),
+    (dict(iterations=1.5), "cannot be run for 1.5 iterations"),
+    (dict(dtype="float16"), "dtype is 'float16'; choose one of float32, bfloat16"),
+    (dict(order="paper"), "has no setting 'order'; it has protocol, .*dtype and iterations"),
+    (dict(average="hidden"), "has no setting 'average'"),
+  ],
+  ids=str,
+)
+def test_what_a_flow_network_cannot_have_is_refused_as_it_is_loaded(file, settings, sentence):
+  with pytest.raises(InputError, match=sentence):
+    Tracker.load(file, **settings)
+
+
+def test_a_dtype_that_a_predictor_cannot_have_is_refused_as_it_is_loaded(tmp_path):
+  config = {"model": tiny_model.config()}
+  params = command_line.random_params(config)
+  path = weights.save(tmp_path / "predictor.safetensors", params, config)
+  for name in ("dtype", "attention_dtype"):
+    with pytest.raises(InputError, match=f"model.{name} is 'float16'; choose one of float32"):
+      Tracker.load(path, **{name: "float16"})
 
 
 def test_the_evaluation_job_takes_a_flow_network_by_its_file(file, tmp_path):
