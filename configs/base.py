@@ -33,7 +33,8 @@ def get_config() -> ConfigDict:
   # Psi-flow, which predicts frame 2 from frame 1 and the flow of a few points.
   c.flow_predictor = f = ConfigDict()
   # single: one stack, quick to train | two_stream: the release's | moved: begins as the frozen
-  # predictor, of which it takes sizes, patch and parameters; it is told moved patches.
+  # predictor, of which it takes sizes, patch and parameters; it is told moved patches | file: the
+  # one that a converted release's joint.weights holds, as it is.
   f.kind = "single"
   f.patch = 8
   f.mlp_ratio = 4.0

@@ -62,6 +62,14 @@ def test_a_training_config_builds_its_task(name, argument):
   schedule.to_steps(config.total, batch_size=config.data.batch_size, epoch_examples=1000)
 
 
+def test_the_release_s_joint_training_builds_its_task_of_the_release_s_parts():
+  task = tasks.build(load("joint_paper", "runlocal"))
+  assert task.flow_predictor.setting == "release" and task.average == task.protocol == "release"
+  whole = load("joint_paper", "")
+  assert whole.optim.b2 == 0.999 and whole.data.sources.video.gap_ms == 500.0
+  assert schedule.to_steps(whole.total, batch_size=32, epoch_examples=10_000) == 125_000
+
+
 def test_the_student_s_upper_line_differs_in_who_tells_it_and_in_nothing_else():
   student, upper = (_values(load(name, "")) for name in ("distill_tiny", "supervised_tiny"))
   assert {key for key in student if student[key] != upper[key]} == {

@@ -42,21 +42,18 @@ def build(config: Any) -> joint.Joint:
   image_hw = tuple(settings.image_hw) or predictor_hw
   try:
     predictor = models.build(model)
-    flow_predictor = models.build_flow_predictor(config.flow_predictor, model)
+    flow_predictor, begun = _flow_predictor(config.flow_predictor, model, params, path)
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise InputError(f"config.joint or config.flow_predictor cannot be built: {error}") from None
   perturber, given, geometry = _perturber(config.perturber, model)
   _tell_overruled(config.perturber, geometry)
-  if config.flow_predictor.kind == "moved":
-    # Its own copies: these are trained, and a step gives up its parameters' memory.
-    given[joint.FLOW_PREDICTOR] = jax.tree.map(np.copy, params)
   ratio = settings.mask_ratio or model["mask_ratio"]
   preset = readout.presets(config.data.sources.scenes)[-1]
   task = joint.Joint(
     predictor=predictor,
     perturber=perturber,
     flow_predictor=flow_predictor,
-    given={joint.PREDICTOR: params, **given},
+    given={joint.PREDICTOR: params, **given, **begun},
     image_hw=image_hw,
     predictor_hw=predictor_hw,
     mask_ratio=ratio,
@@ -161,6 +158,22 @@ def _tell_overruled(section: Any, geometry: dict[str, Any]) -> None:
   if differ:
     told = ", ".join(f"{name} {geometry[name]} (not {section[name]})" for name in differ)
     _LOG.info("the mark of %s keeps what its file says: %s", section.file, told)
+
+
+def _flow_predictor(
+  section: Any, model: dict[str, Any], params: dict[str, Any], path: Path
+) -> tuple[Any, dict[str, Any]]:
+  """Psi-flow's module, and its parameters where it does not begin at random."""
+  if section.kind == "file":
+    found = weights.load_flow_predictor(path)
+    if found is None:
+      raise InputError(f"{path} holds no Psi-flow that flow_predictor.kind='file' could go on from")
+    return found[0], {joint.FLOW_PREDICTOR: found[1]}
+  module = models.build_flow_predictor(section, model)
+  if section.kind != "moved":
+    return module, {}
+  # Its own copies: these are trained, and a step gives up its parameters' memory.
+  return module, {joint.FLOW_PREDICTOR: jax.tree.map(np.copy, params)}
 
 
 def _own_mark(stored: dict[str, Any], path: Any) -> perturb.Mark:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import joint_job
 import numpy as np
 import pytest
 from torch_writer import Global, Tensor, write
@@ -19,6 +20,7 @@ from cwm_jax.pretrained import (
   weights,
 )
 from cwm_jax.pretrained.merge import NamesError
+from cwm_jax.tasks import joint_building
 from cwm_jax.types import InputError
 
 HEADS = (2, 4)
@@ -133,6 +135,18 @@ def test_psi_flow_comes_along_and_is_read_by_itself(tmp_path):
   bare = convert.from_state(_random(_base_shapes()), heads=HEADS, where="state")
   without = weights.save(tmp_path / "bare.safetensors", bare.params, bare.config)
   assert weights.load_flow_predictor(without) is None
+
+
+def test_a_joint_training_goes_on_from_the_psi_flow_that_a_release_brings(tmp_path):
+  made = convert.from_state(_joint(), heads=HEADS, where="state")
+  path = weights.save(tmp_path / "ours.safetensors", made.params, made.config, extra=made.extra)
+  changes = dict(flow_predictor__kind="file", perturber__init="file", perturber__file=str(path))
+  task = joint_building.build(joint_job.get_config(path, joint__num_points=1, **changes))
+  for name in ("flow_predictor", "perturber"):
+    jax.tree.map(np.testing.assert_array_equal, task.given[name], made.params[name])
+  config = joint_job.get_config(joint_job.weights_file(tmp_path), flow_predictor__kind="file")
+  with pytest.raises(InputError, match="holds no Psi-flow"):
+    joint_building.build(config)
 
 
 def test_a_psi_flow_of_unknown_heads_asks_for_them():
