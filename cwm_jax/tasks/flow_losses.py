@@ -20,7 +20,10 @@ def sequence_loss(
   kind: str,
   gamma: float,
 ) -> Float[Array, ""]:
-  """The weighted mean over points, of each estimate gamma times as much as of the one after it.
+  """The weighted mean over dx and dy of points; each estimate counts gamma times the one after it.
+
+  Terms that are not finite are left out of sum and count. So are those of weight 0, for which what
+  is told may be anything.
 
   Args:
     flow_xy: (dx, dy) in pixels, `i` estimates in their order.
@@ -32,18 +35,27 @@ def sequence_loss(
     gamma: above 0 and at most 1.
 
   Returns:
-    A scalar; 0 where no point has weight.
+    A scalar; 0 where no point has weight, NaN where some have and an estimate's terms at them are
+    none of them finite: the network has diverged.
 
   Raises:
     ValueError: an unknown kind, or "laplace" without `info`.
   """
   if kind not in LOSSES or (kind == "laplace" and info is None):
     raise ValueError(f"there is no loss {kind!r} of these estimates; there are {LOSSES}")
-  error = jnp.abs(flow_xy - told_xy)
+  gap = flow_xy - told_xy
+  finite = jnp.isfinite(gap)
+  if kind == "laplace":
+    finite &= jnp.all(jnp.isfinite(info[..., :3]), axis=-1, keepdims=True)
+    info = jnp.where(jnp.isfinite(info), info, 0.0)
+  # Replaced before the cost is taken, not after: 0 times a derivative that is not finite is NaN.
+  error = jnp.abs(jnp.where(finite, gap, 0.0))
   cost = laplace_cost(error, info) if kind == "laplace" else error
-  cost = jnp.sum(cost, axis=-1)
-  total = jnp.maximum(jnp.sum(weight), 1e-6)
-  mean = jnp.sum(cost * weight, axis=tuple(range(1, cost.ndim))) / total
+  shares = finite * weight[..., None]
+  terms = tuple(range(1, cost.ndim))
+  total = jnp.sum(shares, axis=terms)
+  mean = jnp.sum(cost * shares, axis=terms) / jnp.maximum(total, 1e-6)
+  mean = jnp.where((total == 0) & (jnp.sum(weight) > 0), jnp.nan, mean)
   count = flow_xy.shape[0]
   return jnp.sum(mean * gamma ** jnp.arange(count - 1, -1, -1))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import golden_files
@@ -13,6 +14,7 @@ import pytest
 from cwm_jax import geometry, models
 from cwm_jax.configs import base, flow_networks
 from cwm_jax.pretrained import flow_keymaps, keymaps
+from cwm_jax.tasks import flow_losses
 
 CASE = "c6_raft_io"
 DEPTHS = {"resnet18": (2, 2, 2), "resnet34": (3, 4, 6)}
@@ -37,12 +39,30 @@ def params_of(state):
   return keymaps.to_params(state, flow_keymaps.rules_of_state(state, "sea_raft"))
 
 
+def settings_of(folder):
+  """The configuration of the public code that the set's small network has."""
+  return json.loads((folder / golden_files.settings(folder, "sea_raft", "config")).read_text())
+
+
 @pytest.fixture(scope="module")
 def small(cwm_goldens):
   """(module, parameters) of the set's small network."""
-  settings = json.loads((cwm_goldens / golden_files.settings(cwm_goldens, "sea_raft", "config"))
-                        .read_text())  # fmt: skip
-  return network(settings), params_of(golden_files.state(cwm_goldens, "c6_raft"))
+  return network(settings_of(cwm_goldens)), params_of(golden_files.state(cwm_goldens, "c6_raft"))
+
+
+@pytest.fixture(scope="module")
+def estimates(cwm_goldens, small):
+  """What the small network says of the stored frames, every iteration, by way of correlating."""
+  stored = golden_files.arrays(cwm_goldens, CASE)
+  net, params = small
+
+  def every(way):
+    # The first estimate is made before the first iteration.
+    ask = functools.partial(net.clone(correlation=way).apply, every=True)
+    call = jax.jit(lambda p, f: ask({"params": p}, f, iterations=len(stored["flow"]) - 1))
+    return call(params, frames_of(stored))
+
+  return functools.cache(every)
 
 
 def nhwc(array):
@@ -66,19 +86,36 @@ def close(got, want, atol):
 
 
 @pytest.mark.parametrize("way", ["all_pairs", "on_demand"])
-def test_every_iteration_says_the_stored_flow_and_info(cwm_goldens, small, way):
+def test_every_iteration_says_the_stored_flow_and_info(cwm_goldens, estimates, way):
   stored = golden_files.arrays(cwm_goldens, CASE)
-  net, params = small
-  net = net.clone(correlation=way)
   count = len(stored["flow"])
-  call = jax.jit(lambda p, f: net.apply({"params": p}, f, iterations=count - 1, every=True))
-  found = call(params, frames_of(stored))
+  found = estimates(way)
   for got, want, atol in zip(found.flow_xy, stored["flow"], tolerances(cwm_goldens, CASE, count)):
     close(got, nhwc(want), atol)
   # The set states no floor for what is said of the flow: it comes by the same way as the flow.
   info = {0: stored["info_first"], -1: stored["info_last"]}
   for i, want in info.items():
     close(found.info[i], nhwc(want), max(1e-4, tolerances(cwm_goldens, CASE, count)[i]))
+
+
+def test_what_the_last_estimate_costs_everywhere_is_as_stored(cwm_goldens):
+  stored = golden_files.arrays(cwm_goldens, CASE)
+  error = np.abs(nhwc(stored["flow"][-1]) - nhwc(stored["flow_gt"]))
+  cost = jax.jit(flow_losses.laplace_cost)
+  found = cost(jnp.asarray(error), jnp.asarray(nhwc(stored["info_last"])))
+  want = nhwc(stored["nf_last"])
+  close(found, want, golden_files.tolerance(cwm_goldens, CASE, "nf_last", want))
+
+
+def test_what_all_estimates_cost_together_is_as_stored(cwm_goldens, estimates):
+  stored = golden_files.arrays(cwm_goldens, CASE)
+  told_xy = jnp.asarray(nhwc(stored["flow_gt"]))
+  found = estimates("all_pairs")
+  gamma = settings_of(cwm_goldens)["gamma"]
+  cost = jax.jit(functools.partial(flow_losses.sequence_loss, kind="laplace", gamma=gamma))
+  loss = cost(found.flow_xy, found.info, told_xy, jnp.ones(told_xy.shape[:-1]))
+  want = stored["sequence_loss"]
+  close(loss, want, golden_files.tolerance(cwm_goldens, CASE, "sequence_loss", want))
 
 
 def test_encoders_and_correlations_say_what_is_stored(cwm_goldens, small):

@@ -69,12 +69,12 @@ def test_labels_that_are_hidden_unsure_or_do_not_come_back_do_not_count():
   task = make()
   params = {"flow": jnp.array([1.0, 2.0])}
   loss, metrics = task.loss(params, labelled(), keys(1))
-  assert float(loss) == pytest.approx(3.0)
+  assert float(loss) == pytest.approx(1.5)
   assert float(metrics["kept"]) == 0.25
   assert float(metrics["error"]) == pytest.approx(5**0.5, rel=1e-5)
   assert float(metrics["still_error"]) == pytest.approx(10**0.5, rel=1e-5)
   grads = jax.grad(lambda p: task.loss(p, labelled(), keys(1))[0])(params)
-  np.testing.assert_allclose(grads["flow"], [-1.0, 1.0], atol=1e-6)
+  np.testing.assert_allclose(grads["flow"], [-0.5, 0.5], atol=1e-6)
 
 
 def test_supervised_the_truth_of_visible_pixels_is_what_counts():
@@ -82,7 +82,7 @@ def test_supervised_the_truth_of_visible_pixels_is_what_counts():
   visible = jnp.zeros((1, SIDE, SIDE), bool).at[:, :, :4].set(True)
   pair = FramePair(jnp.zeros((1, 2, SIDE, SIDE, 3)), flow_xy=flow, visible=visible)
   loss, metrics = make(wants="truth").loss({"flow": jnp.array([2.0, 0.5])}, pair, keys(1))
-  assert float(loss) == pytest.approx(0.5)
+  assert float(loss) == pytest.approx(0.25)
   assert 0.1 < float(metrics["kept"]) < 0.4
 
 
