@@ -40,7 +40,7 @@ _FREE = {
   "data": ("num_workers", "prefetch"),
   "evaluate": ("memory_budget",),
 }
-# Numbers of a shard that are means over its points or pairs.
+# Numbers of a shard that are means over its points or pairs; "consistent" where that was asked.
 _MEANS = ("confidence", "moved_px", "visible", "sure", "consistent", "kept")
 
 Record = dict[str, Any]
@@ -91,6 +91,7 @@ class _Job:
         f"label.marks is {label.marks} and label.points {label.points}; with several marks points "
         "lie on a square grid, such as 1024"
       )
+    labels.check_round_trip_limit(label.max_round_trip, asked=label.round_trip)
     if label.shard_pairs % config.data.batch_size:
       raise InputError(
         f"label.shard_pairs is {label.shard_pairs}, which is no multiple of data.batch_size, "
@@ -138,10 +139,12 @@ class _Job:
         path = self._path(number)
         whole_files.write_json(path.with_suffix(".json"), numbers)
         _write_shard(path, records)
+        filters = [name for name in ("sure", "consistent") if name in numbers]
         log.info(
-          "shard %d/%d  %.2f pairs/s  eta %s  kept %.0f%% (sure %.0f%%, consistent %.0f%%)",
+          "shard %d/%d  %.2f pairs/s  eta %s  kept %.0f%% (%s)",
           *(number + 1, self.shards, rate, format_seconds((to_do - done) / rate)),
-          *(100 * numbers[name] for name in ("kept", "sure", "consistent")),
+          100 * numbers["kept"],
+          ", ".join(f"{name} {100 * numbers[name]:.0f}%" for name in filters),
         )
         skipped = {"skipped_items": data.skipped()}
         writer.write_scalars(number + 1, {k: float(v) for k, v in numbers.items()} | skipped)
@@ -192,12 +195,19 @@ class _Job:
 
 
 def kept(record: Record, label: Any) -> dict[str, np.ndarray]:
-  """Which points pass the filters of `config.label`: {filter: bool [N]}, all of them as "kept"."""
+  """Which points pass the filters of `config.label`: {filter: bool [N]}, all of them as "kept".
+
+  Raises:
+    InputError: a limit of the way back, for which the record's points were not asked.
+  """
   passed = {
     "visible": np.asarray(record["visible"]),
     "sure": record["confidence"] >= label.min_confidence,
-    "consistent": record["round_trip"] <= label.max_round_trip,
   }
+  asked = labels.asked_back(record)
+  labels.check_round_trip_limit(label.max_round_trip, asked=asked)
+  if asked:
+    passed["consistent"] = record["round_trip"] <= label.max_round_trip
   return passed | {"kept": np.logical_and.reduce(list(passed.values()))}
 
 
@@ -211,7 +221,7 @@ def _numbers(records: list[Record], label: Any) -> dict[str, float]:
     }
     for record in records
   ]
-  means = {name: float(np.mean([row[name] for row in rows])) for name in _MEANS}
+  means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
   return means | {"pairs": len(records), "points": sum(len(r["points_xy"]) for r in records)}
 
 
@@ -294,9 +304,11 @@ def _manifest(workdir: Path, settings: dict[str, Any], shards: int) -> dict[str,
     if numbers is not None:
       found[path.name] = numbers
   points = [numbers["points"] for numbers in found.values()]
+  asked = settings["label"]["round_trip"]
   overall = {
     name: float(np.average([n[name] for n in found.values()], weights=points)) if found else None
     for name in _MEANS
+    if asked or name != "consistent"
   }
   return {
     "complete": len(found) == shards,

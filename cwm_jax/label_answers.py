@@ -28,10 +28,12 @@ def records(
   """
   answered = _ask_points if label.marks == 1 else _ask_grids
   points_xy, there, back_xy = answered(tracker, pairs, start, label, seed)
-  away_px = np.zeros(points_xy.shape[:2], np.float32)
+  away_px = np.full(points_xy.shape[:2], np.nan, np.float32)
   if label.round_trip:
     inside = ((there.xy >= 0) & (there.xy <= pairs.shape[3:1:-1])).all(axis=-1)
     away_px = np.where(inside, np.linalg.norm(back_xy - points_xy, axis=-1), np.inf)
+    # NaN says that nobody asked; an answer that is no number came back nowhere.
+    away_px = np.nan_to_num(away_px, nan=np.inf, posinf=np.inf)
   for i in range(len(pairs)):
     yield dict(
       index=np.int64(start + i),

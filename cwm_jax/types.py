@@ -19,7 +19,7 @@ class PointLabels(NamedTuple):
   confidence: float32 [..., N] in [0, 1], the tracker's own.
   visible:    bool [..., N], whether the tracker took them for visible in frame 2.
   round_trip: float32 [..., N], how far from itself a point lands, asked forward and then back;
-              pixels; infinite where the answer left the frame, 0 where that was not asked.
+              pixels; infinite where the answer left the frame, 0 where nobody asked.
   """
 
   points_xy: Array

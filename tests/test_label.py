@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import toy_predictors
 
-from cwm_jax import label, label_answers, prepare, viz
+from cwm_jax import label, label_answers, prepare, tasks, viz
+from cwm_jax.configs import distill_tiny
 from cwm_jax.data import clips, labels, procedural, rendering
 from cwm_jax.evals import named, spread
 from cwm_jax.tracker import Tracker
@@ -184,6 +185,46 @@ def test_filters_keep_what_is_sure_and_comes_back_and_their_shares_are_told(tmp_
   assert overall["consistent"] == pytest.approx(consistent)
   passed = [label.kept(record, config.label)["kept"] for record in found]
   assert overall["kept"] == pytest.approx(np.mean(passed))
+
+
+def test_where_nobody_asked_for_the_way_back_nothing_is_said_of_it(whole, caplog, tmp_path):
+  workdir, manifest = whole
+  for record in label_job.records(workdir):
+    assert np.isnan(record["round_trip"]).all()
+    passed = label.kept(record, label_job.get_config().label)
+    assert "consistent" not in passed and passed["kept"].all()
+  assert "consistent" not in manifest["overall"] and manifest["overall"]["kept"] == 1
+  assert "consistent" not in (workdir / "metrics.jsonl").read_text()
+  config = label_job.get_config()
+  config.label.update(pairs=4)
+  with caplog.at_level("INFO"):
+    label.run(config, tmp_path)
+  assert "kept 100% (sure 100%)" in caplog.text
+
+
+def test_a_limit_of_the_way_back_is_refused_where_nobody_asked_for_it(whole, tmp_path):
+  workdir, _ = whole
+  config = label_job.get_config()
+  config.label.max_round_trip = 2.0
+  with pytest.raises(InputError, match="were not asked for the way back"):
+    label.run(config, tmp_path)
+  with pytest.raises(InputError, match="were not asked for the way back"):
+    label.kept(label_job.records(workdir)[0], config.label)
+
+
+def test_training_refuses_a_limit_of_the_way_back_only_where_nobody_asked_for_it(whole, tmp_path):
+  config = distill_tiny.get_config("runlocal")
+  config.label.image_hw = (16, 16)
+  config.data.sources.labels.paths = str(whole[0])
+  assert tasks.build(config).max_round_trip == config.label.max_round_trip
+  config.label.max_round_trip = 2.0
+  with pytest.raises(InputError, match="were not asked for the way back"):
+    tasks.build(config)
+  asking = label_job.get_config()
+  asking.label.update(pairs=4, round_trip=True)
+  label.run(asking, tmp_path)
+  config.data.sources.labels.paths = str(tmp_path)
+  assert tasks.build(config).max_round_trip == 2.0
 
 
 def test_several_marks_a_pass_label_an_even_grid_there_and_back(tmp_path, monkeypatch):

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from cwm_jax.configs import base
 from cwm_jax.data import npz
 from cwm_jax.data.sources import first_usable
 from cwm_jax.types import InputError
 
 # Of each record, without the axis of pairs: see `types.PointLabels`; pair is uint8 [2, H, W, 3] and
-# index int64 [], the pair's place in what was labelled.
+# index int64 [], the pair's place in what was labelled. In a shard, round_trip is NaN where nobody
+# asked for the way back; shards of older versions hold 0 there.
 FIELDS = ("index", "pair", "points_xy", "flow_xy", "confidence", "visible", "round_trip")
 _NAME = re.compile(r"labels-(\d+)-of-(\d+)\.arrayrecord")
 
@@ -62,6 +64,28 @@ def decode(data: bytes, *, where: str = "a record of labels") -> dict[str, np.nd
   return npz.load_arrays(io.BytesIO(data), FIELDS, where=where)
 
 
+def asked_back(record: Mapping[str, Any]) -> bool:
+  """Whether a record's points were asked for the way back."""
+  return not np.isnan(record["round_trip"]).any()
+
+
+def check_round_trip_limit(limit: float, *, asked: bool) -> None:
+  """Refuses a filter that labels say nothing about.
+
+  Args:
+    limit: `label.max_round_trip`, pixels; the config's default filters nothing where nobody asked.
+    asked: whether the labels were asked for the way back.
+
+  Raises:
+    InputError: another limit than the default, on labels that were not.
+  """
+  if not asked and limit != base.get_config().label.max_round_trip:
+    raise InputError(
+      f"label.max_round_trip is {limit}, and the labels were not asked for the way back; leave it "
+      "out, or make labels with label.round_trip set to True"
+    )
+
+
 class LabelsSource:
   """The labelled pairs of a folder; see `sources.Source`.
 
@@ -72,6 +96,9 @@ class LabelsSource:
     folder: with shards of the labelling job. Where some are missing, the others are read: pairs
       then come in another order than when all are there.
     image_hw: pixels that the pairs must have.
+
+  Attributes:
+    asked_back: whether the points were asked for the way back.
 
   Raises:
     InputError: no shards, a shard or all records that cannot be read, or pairs of another size.
@@ -86,6 +113,7 @@ class LabelsSource:
     self._records = _open(paths)
     self.items = len(self._records)
     record, _ = self._usable(0, np.random.default_rng(0))
+    self.asked_back = asked_back(record)
     size_hw = tuple(record["pair"].shape[1:3])
     if size_hw != tuple(image_hw):
       raise InputError(
@@ -98,6 +126,8 @@ class LabelsSource:
     record, skipped = self._usable(item, np.random.default_rng(position))
     frames = record.pop("pair")
     del record["index"]
+    # A training that stops at NaNs would stop at these, which every limit passes as 0.
+    record["round_trip"] = np.nan_to_num(record["round_trip"], nan=0.0, posinf=np.inf)
     labels = {f"labels/{name}": values for name, values in record.items()}
     return {"index": np.int64(position), "skipped": np.int32(skipped), "frames": frames, **labels}
 

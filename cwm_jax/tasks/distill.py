@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from cwm_jax import geometry, models, tasks
+from cwm_jax.configs import base
+from cwm_jax.data import labels
 from cwm_jax.tasks import flow_losses, held_out_flow
 from cwm_jax.tasks.augment import Augmentation
 from cwm_jax.types import FramePair, InputError
@@ -129,10 +131,10 @@ class Distill:
   ) -> tuple[Float[Array, "b n 2"], Float[Array, "b n 2"], Bool[Array, "b n"]]:
     """Points, the flow that is told of them, and whether they count."""
     if self.wants == "labels":
-      labels = pair.labels
-      sure = labels.confidence >= self.min_confidence
-      consistent = labels.round_trip <= self.max_round_trip
-      return labels.points_xy, labels.flow_xy, labels.visible & sure & consistent
+      said = pair.labels
+      sure = said.confidence >= self.min_confidence
+      consistent = said.round_trip <= self.max_round_trip
+      return said.points_xy, said.flow_xy, said.visible & sure & consistent
 
     def draw(key, flow_xy, visible):
       h, w = visible.shape
@@ -164,6 +166,8 @@ def build(config: Any) -> Distill:
   except (ValueError, TypeError) as error:
     raise InputError(f"config.flow_network cannot be built: {error}") from None
   image_hw = tuple(config.label.image_hw)
+  if wants == "labels":
+    _check_round_trip_limit(config)
   task = Distill(
     network=network,
     image_hw=image_hw,
@@ -180,3 +184,12 @@ def build(config: Any) -> Distill:
     raise InputError("distill.loss 'laplace' takes what only sea_raft says; choose 'l1'")
   tasks.trace(task.init, jax.random.key(0), what="config.flow_network")
   return task
+
+
+def _check_round_trip_limit(config: Any) -> None:
+  """Raises InputError where the labels to learn from say nothing about a limit of the config's."""
+  folder, limit = config.data.sources.labels.paths, config.label.max_round_trip
+  # A job without a folder is refused where its data are read.
+  if folder and limit != base.get_config().label.max_round_trip:
+    source = labels.LabelsSource(folder, image_hw=tuple(config.label.image_hw))
+    labels.check_round_trip_limit(limit, asked=source.asked_back)

@@ -25,12 +25,12 @@ def record(index: int, side: int = 8) -> dict:
   )
 
 
-def write(folder, number: int, count: int, indices) -> None:
+def write(folder, number: int, count: int, indices, **changes) -> None:
   from array_record.python.array_record_module import ArrayRecordWriter
 
   writer = ArrayRecordWriter(str(folder / labels.shard_name(number, count)), "group_size:1")
   for index in indices:
-    writer.write(labels.encode(record(index)))
+    writer.write(labels.encode(record(index) | changes))
   writer.close()
 
 
@@ -67,6 +67,21 @@ def test_a_damaged_shard_is_named(tmp_path):
   shard.write_bytes(shard.read_bytes()[:70_000])
   with pytest.raises(InputError, match="00001-of-00002.arrayrecord cannot be read: .*; delete it"):
     labels.LabelsSource(tmp_path, image_hw=(8, 8))
+
+
+def test_where_nobody_asked_for_the_way_back_every_limit_passes_what_training_reads(tmp_path):
+  write(tmp_path, 0, 1, [0])
+  assert labels.LabelsSource(tmp_path, image_hw=(8, 8)).asked_back
+  write(tmp_path, 0, 1, [0], round_trip=np.full(3, np.nan, np.float32))
+  source = labels.LabelsSource(tmp_path, image_hw=(8, 8))
+  assert not source.asked_back
+  np.testing.assert_array_equal(source.example(0, 0)["labels/round_trip"], 0)
+
+
+def test_labels_of_an_older_version_with_zeros_for_what_nobody_asked_are_read(tmp_path):
+  write(tmp_path, 0, 1, [0], round_trip=np.zeros(3, np.float32))
+  example = labels.LabelsSource(tmp_path, image_hw=(8, 8)).example(0, 0)
+  np.testing.assert_array_equal(example["labels/round_trip"], 0)
 
 
 def test_missing_shards_are_told(tmp_path, caplog):
