@@ -16,6 +16,7 @@ from cwm_jax.tasks import joint_building
 from cwm_jax.types import FramePair, InputError
 
 DOUBLE = dict(image_hw=[32, 32])
+TRAINED = dict(total="8 steps", optim__peak_lr=3e-3)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def predictor(tmp_path_factory):
 def trained(predictor, tmp_path_factory):
   """(workdir, rows, state) of a run with evaluation and pictures at its end."""
   workdir = tmp_path_factory.mktemp("joint")
-  changes = dict(total="8 steps", log__eval_scenes=8, log__eval_masks=1, optim__peak_lr=3e-3)
-  state = train.train(joint_job.get_config(predictor, **changes), workdir)
+  config = joint_job.get_config(predictor, **TRAINED, log__eval_scenes=8, log__eval_masks=1)
+  state = train.train(config, workdir)
   return workdir, tiny_job.rows(workdir), state
 
 
@@ -159,14 +160,14 @@ def test_a_mark_that_begins_from_a_file_has_the_file_s_geometry_and_is_saved_wit
 
 
 def test_a_run_that_goes_on_after_two_steps_ends_as_one_that_was_not_interrupted(
-  predictor, tmp_path
+  trained, predictor, tmp_path
 ):
-  whole = train.train(joint_job.get_config(predictor, total="4 steps"), tmp_path / "whole")
-  for stop_after, step in (("2 steps", 2), ("", 4)):
-    config = joint_job.get_config(predictor, total="4 steps", stop_after=stop_after)
-    state = train.train(config, tmp_path / "halves")
+  *_, whole = trained
+  for stop_after, step in (("2 steps", 2), ("", 8)):
+    config = joint_job.get_config(predictor, **TRAINED, stop_after=stop_after)
+    state = train.train(config, tmp_path)
     assert int(state.step) == step
-  jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
+  jax.tree.map(np.testing.assert_array_equal, state, whole)
 
 
 def test_the_mark_that_was_learned_is_written_for_a_tracker(trained, predictor, tmp_path):
