@@ -111,7 +111,7 @@ class _Report:
   def __init__(self, asks: _Asks, data: Sequence[str]):
     self._asks = asks
     self.cells = _kept_cells(asks, data)
-    self._bottleneck: dict[tuple[str, int], dict[str, float]] = {}
+    self._bottleneck = _kept_bottlenecks(asks)
 
   def ask_bottleneck(self, mark: str, seed: int) -> None:
     """Adds a learned mark's row, as far as the config asks for it and its training is there."""
@@ -127,7 +127,7 @@ class _Report:
 
   def write(self) -> None:
     """Writes study.md, and study.png where there are cells."""
-    marks = list(dict.fromkeys((*self._asks.settings.marks, *HAND_MADE, *LEARNED)))
+    marks = (*HAND_MADE, *LEARNED)
     masks = sorted({cell.masks for cell in self.cells})
     parts = [study_report.markdown(self.cells, marks=marks, masks=masks)] if self.cells else []
     if self._bottleneck:
@@ -156,6 +156,18 @@ def _kept_cells(asks: _Asks, data: Sequence[str]) -> dict[Cell, dict[str, float]
     except InputError as error:
       _LOG.info("not in the tables: %s", error)
   return cells
+
+
+def _kept_bottlenecks(asks: _Asks) -> dict[tuple[str, int], dict[str, float]]:
+  """The same of the bottleneck's rows, {(mark, seed): numbers}."""
+  rows = {}
+  for path in asks.workdir.glob("bottleneck/*.json"):
+    mark, _, seed = path.stem.rpartition("-")
+    if mark in LEARNED and seed.isdigit():
+      rows[mark, int(seed)] = study_marks.kept_bottleneck(
+        asks.workdir, mark, int(seed), num_scenes=asks.settings.bottleneck_scenes
+      )
+  return {key: numbers for key, numbers in rows.items() if numbers is not None}
 
 
 def _hand_made(config: Any, name: str) -> dict[str, Any]:

@@ -158,12 +158,10 @@ def bottleneck(
   Raises:
     InputError: a damaged file of numbers, or a training whose task cannot be built any more.
   """
-  path, mark = workdir / "bottleneck" / f"{name}-{seed}.json", mark_path(workdir, name, seed)
-  wanted = {"scenes": num_scenes, "mark": {"sha256": whole_files.sha256(mark)}}
-  if path.is_file():
-    stored, numbers = read_kept(path)
-    if stored == wanted:
-      return numbers
+  kept = kept_bottleneck(workdir, name, seed, num_scenes=num_scenes)
+  if kept is not None:
+    return kept
+  mark = mark_path(workdir, name, seed)
   found = _last_of_training(_folder(workdir, name, seed), mark)
   if found is None:
     return None
@@ -177,9 +175,34 @@ def bottleneck(
   task = tasks.build(job)
   numbers = {key.removeprefix("bottleneck/"): value for key, value in task.probe.run(task, params)}
   numbers["num_scenes"] = task.probe.num_scenes
+  path = _bottleneck_path(workdir, name, seed)
   path.parent.mkdir(parents=True, exist_ok=True)
-  whole_files.write_json(path, {"settings": wanted, "numbers": numbers})
+  asked = _asked_of(mark, num_scenes)
+  whole_files.write_json(path, {"settings": asked, "numbers": numbers})
   return numbers
+
+
+def kept_bottleneck(
+  workdir: Path, name: str, seed: int, *, num_scenes: int
+) -> dict[str, float] | None:
+  """What `bottleneck` found before about this mark and as many scenes; None where it did not.
+
+  Raises:
+    InputError: a damaged file of numbers.
+  """
+  path, mark = _bottleneck_path(workdir, name, seed), mark_path(workdir, name, seed)
+  if not (path.is_file() and mark.is_file()):
+    return None
+  asked, numbers = read_kept(path)
+  return numbers if asked == _asked_of(mark, num_scenes) else None
+
+
+def _bottleneck_path(workdir: Path, name: str, seed: int) -> Path:
+  return workdir / "bottleneck" / f"{name}-{seed}.json"
+
+
+def _asked_of(mark: Path, num_scenes: int) -> dict[str, Any]:
+  return {"scenes": num_scenes, "mark": {"sha256": whole_files.sha256(mark)}}
 
 
 def _last_of_training(folder: Path, mark: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:

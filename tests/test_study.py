@@ -176,6 +176,10 @@ def test_the_bottleneck_is_measured_once_a_training_and_told_in_a_table(done, co
   shutil.rmtree(older / "train")
   assert study.run(config, older) == {}
   assert (older / "study.md").read_text() == table
+  # A part of the study tells of the whole as well.
+  config.study.update(marks=("red",), masks=(1,))
+  assert len(study.run(config, older)) == 1
+  assert (older / "study.md").read_text() == table
 
 
 @pytest.mark.parametrize("lost", ["checkpoints", "its last one"])
