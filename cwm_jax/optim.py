@@ -14,6 +14,9 @@ from cwm_jax.types import InputError
 
 SCHEDULES = ("cosine", "one_cycle")
 _FIRST_OF_CYCLE = 1 / 25  # rate at the start, as a share of the peak
+# Stored statistics of batch normalisation, which are measured and not learned: no gradient reaches
+# them, and weight decay must not either.
+_STATISTICS = r"(^|/)batch/(mean|var)$"
 
 
 def learning_rate(
@@ -75,16 +78,23 @@ def _path_name(path: Any) -> str:
 def labels(params: Any, freeze: str) -> Any:
   """Like `params`: "frozen" where the path matches the regex `freeze`, else "trained".
 
+  Stored statistics of batch normalisation are frozen whatever `freeze` says.
+
   Raises:
-    InputError: `freeze` matches no parameter, or every one.
+    InputError: `freeze` matches no parameter, or every one but those.
   """
-  tree = jax.tree_util.tree_map_with_path(
-    lambda path, _: "frozen" if freeze and re.search(freeze, _path_name(path)) else "trained",
-    params,
-  )
-  kinds = set(jax.tree.leaves(tree))
-  if freeze and kinds != {"frozen", "trained"}:
-    what = "every parameter" if kinds == {"frozen"} else "no parameter"
+  chosen = []
+
+  def label(path, _):
+    name = _path_name(path)
+    if re.search(_STATISTICS, name):
+      return "frozen"
+    chosen.append(bool(freeze and re.search(freeze, name)))
+    return "frozen" if chosen[-1] else "trained"
+
+  tree = jax.tree_util.tree_map_with_path(label, params)
+  if freeze and len(set(chosen)) < 2:
+    what = "every parameter" if all(chosen) else "no parameter"
     raise InputError(f"optim.freeze {freeze!r} matches {what}")
   return tree
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cwm_jax import optim
+from cwm_jax.models import flow_encoders
 from cwm_jax.types import InputError
 
 SETTINGS = dict(
@@ -114,6 +115,35 @@ def test_a_freeze_that_matches_nothing_or_all_is_refused(freeze, told):
   tx, _ = optim.make(**{**SETTINGS, "freeze": freeze})
   with pytest.raises(InputError, match=told):
     tx.init(params())
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"decay_exclude": ""},
+    {"freeze": "stem/"},
+    {"slow": [("norm", 0.5, 0)]},
+    {"decay_exclude": "", "clip_norm": 1.0, "schedule": "one_cycle"},
+  ],
+)
+def test_nothing_moves_the_stored_statistics_of_batch_normalisation(changes):
+  encoder = flow_encoders.Encoder(4, (4, 4, 4), (1, 1, 1), 4, norm="batch")
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+  held = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 2.0), shapes)
+  tx, _ = optim.make(**{**SETTINGS, "weight_decay": 0.5, **changes})
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, held), tx.init(held), held)
+  told = jax.tree_util.tree_leaves_with_path(updates)
+  statistics = [leaf for path, leaf in told if path[-1].key in ("mean", "var")]
+  assert len(statistics) == 18 and not any(leaf.any() for leaf in statistics)
+  assert updates["out"]["kernel"].all()
+
+
+@pytest.mark.parametrize("freeze, told", [("batch/mean", "no parameter"), ("kernel|bias", "every")])
+def test_statistics_do_not_count_in_what_a_freeze_matches(freeze, told):
+  held = {"kernel": jnp.ones(2), "bias": jnp.ones(2), "batch": {"mean": jnp.ones(2)}}
+  with pytest.raises(InputError, match=told):
+    optim.labels(held, freeze)
 
 
 def test_statistics_are_float32_for_bfloat16_gradients():

@@ -47,6 +47,7 @@ def conv(
 class FixedBatchNorm(nn.Module):
   """Batch normalisation by stored statistics, which are parameters that no gradient reaches.
 
+  `optim.labels` knows them by their paths, .../batch/mean and .../batch/var, and keeps them still.
   The released networks end their training so. Statistics of a batch are never taken: a network
   that is trained from scratch has norm "group" or "instance".
   """
