@@ -22,6 +22,8 @@ WAYS = ("auto", "all_pairs", "on_demand")
 _LARGEST_VOLUME = 2**30
 # Pixels of frame 1 whose windows are gathered at once: 26 MB at radius 4 and 256 channels.
 _CHUNK = 256
+# The full precision of float32 on every device: both ways must give the same numbers.
+_EXACT = jax.lax.Precision.HIGHEST
 
 
 class Correlation(NamedTuple):
@@ -66,7 +68,7 @@ def correlate(
     sizes.append(second.shape[1:3])
     flat = second.reshape(b, -1, c)
     if way == "all_pairs":
-      pyramid.append(jnp.einsum("bnc,bmc->bnm", features, flat))
+      pyramid.append(jnp.einsum("bnc,bmc->bnm", features, flat, precision=_EXACT))
     else:
       pyramid.append(flat.reshape(-1, c))
     second = _halve(second)
@@ -169,7 +171,7 @@ def _by_chunks(
     features, where_xy, image = chunk
     window = _window(where_xy, size_hw, radius)
     index = window.index + image[:, None, None] * (size_hw[0] * size_hw[1])
-    values = jnp.einsum("nc,npqc->npq", features, level[index])
+    values = jnp.einsum("nc,npqc->npq", features, level[index], precision=_EXACT)
     return _blend(values, window)
 
   image = jnp.broadcast_to(jnp.arange(b)[:, None], (b, n))

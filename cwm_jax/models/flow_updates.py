@@ -149,5 +149,8 @@ def upsample_convex(
   weights = jax.nn.softmax(logits.reshape(b, h, w, 9, factor, factor), axis=3)
   padded = jnp.pad(values, ((0, 0), (1, 1), (1, 1), (0, 0)))
   around = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-  fine = jnp.einsum("bhwkij,bhwkc->bhiwjc", weights, jnp.stack(around, axis=3))
+  # Flows are many pixels long: a device's short cuts for float32 would cost tenths of one.
+  exact = jax.lax.Precision.HIGHEST
+  around = jnp.stack(around, axis=3)
+  fine = jnp.einsum("bhwkij,bhwkc->bhiwjc", weights, around, precision=exact)
   return fine.reshape(b, factor * h, factor * w, c)
