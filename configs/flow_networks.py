@@ -96,10 +96,11 @@ SMALL = ("C_T_V1", "C_T_V2")
 _STAGES = ("", "-C", "-C-T", "-C-T-TSKH", "-C-T-TSKH-kitti", "-C-T-TSKH-spring")
 _SIZES = ("480x640", "368x496", "432x960", "432x960", "432x960", "540x960")
 SEA_RAFT = tuple(f"Tartan{stage}{size}" for stage, size in zip(_STAGES, _SIZES))
-# Iterations as in the published evaluations: 24 on KITTI, 32 elsewhere; SEA-RAFT's on Spring sees
-# frames at half their size.
+# As in the published evaluations: on KITTI 24 iterations and rows added at the bottom only, 32
+# and split elsewhere; SEA-RAFT's on Spring sees frames at half their size.
+_KITTI = dict(iterations=24, padding="bottom")
 NETWORKS = {
-  **{f"raft-large-{n}": _LARGE | dict(iterations=24 if "_K_" in n else 32) for n in LARGE},
+  **{f"raft-large-{n}": _LARGE | (_KITTI if "_K_" in n else dict(iterations=32)) for n in LARGE},
   **{f"raft-small-{n}": _SMALL | dict(iterations=32) for n in SMALL},
   "sea-raft-S": sea_raft(depths=_DEPTHS["S"], iterations=4),
   "sea-raft-M": sea_raft(depths=_DEPTHS["M"], iterations=4),
