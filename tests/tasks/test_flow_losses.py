@@ -57,6 +57,7 @@ def test_what_is_not_finite_counts_neither_in_the_mean_nor_in_its_gradient(kind)
   info = jnp.zeros((1, 4, 4))
   weight = jnp.array([1.0, 2.0, 1.0, 0.0])
 
+  @jax.jit
   def loss(flow, info):
     return flow_losses.sequence_loss(flow, info, told, weight, kind=kind, gamma=0.5)
 
@@ -64,7 +65,7 @@ def test_what_is_not_finite_counts_neither_in_the_mean_nor_in_its_gradient(kind)
   error, shares = np.array([1.0, 2.0, 3.0, 6.0]), np.array([1.0, 1.0, 2.0, 1.0])
   cost = error if kind == "l1" else error + np.log(2)
   np.testing.assert_allclose(loss(flow, info), (cost * shares).sum() / 5, rtol=1e-6)
-  grads = jax.grad(loss)(flow, info)
+  grads = jax.jit(jax.grad(loss))(flow, info)
   want = [[[0.2, 0.2], [0.0, 0.4], [0.0, 0.2], [0.0, 0.0]]]
   np.testing.assert_allclose(grads, want, rtol=1e-6)
 
@@ -73,11 +74,12 @@ def test_a_mixture_that_is_not_finite_takes_its_point_out():
   info = jnp.zeros((1, 2, 4)).at[0, 1, 2].set(jnp.nan)
   flow, told = jnp.array([[[1.0, 2.0], [5.0, 5.0]]]), jnp.zeros((2, 2))
 
+  @jax.jit
   def loss(flow, info):
     return flow_losses.sequence_loss(flow, info, told, jnp.ones(2), kind="laplace", gamma=0.5)
 
   np.testing.assert_allclose(loss(flow, info), 1.5 + np.log(2), rtol=1e-6)
-  for grads in jax.grad(loss, argnums=(0, 1))(flow, info):
+  for grads in jax.jit(jax.grad(loss, argnums=(0, 1)))(flow, info):
     assert np.isfinite(grads).all() and not grads[0, 1].any()
 
 
