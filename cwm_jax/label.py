@@ -109,7 +109,10 @@ class _Job:
   def work(self, leave: leaving.Leaving) -> None:
     """Makes this process's missing shards."""
     mine = list(spread.my_share(self.shards))
-    missing = [n for n in mine if _stored_numbers(self._path(n)) is None]
+    for number in mine:
+      _drop_if_cut_short(self._path(number))
+    lost = [n for n in range(self.shards) if _stored_numbers(self._path(n)) is None]
+    missing = sorted(set(mine) & set(lost))
     log.info("%d of this process's %d shards are missing", len(missing), len(mine))
     if not missing:
       return
@@ -121,8 +124,12 @@ class _Job:
     data = loader.make_loader(
       self._config.data, image_hw=tuple(self._label.image_hw), seed=self._config.seed
     )
+    # Shard n is step n + 1. Rows of what is there stay, also of shards that other processes made.
     writer = writers.create(
-      self._workdir, just_logging=jax.process_index() > 0, resume_step=missing[0]
+      self._workdir,
+      just_logging=jax.process_index() > 0,
+      resume_step=lost[0],
+      done={n + 1 for n in set(range(lost[0], self.shards)) - set(lost)},
     )
     began, done = time.monotonic(), 0
     to_do = sum(len(self._stretch(number)) for number in missing)
@@ -248,17 +255,32 @@ def _on_device(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _write_shard(path: Path, records: list[Record]) -> None:
-  """Writes a shard whole: under another name first, which a kill leaves for the next run."""
+  """Writes a shard whole, whoever else may be writing it.
+
+  A kill leaves what was written so far under a name that nobody reads; it stays there, for whether
+  its writer lives on another machine cannot be told.
+  """
   from array_record.python.array_record_module import ArrayRecordWriter
 
-  partial = path.with_suffix(".partial")
-  writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
-  for record in records:
-    writer.write(labels.encode(record))
-  writer.close()
-  with open(partial, "rb") as file:
-    os.fsync(file.fileno())
-  os.replace(partial, path)
+  with whole_files.writing(path) as partial:
+    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+    for record in records:
+      writer.write(labels.encode(record))
+    writer.close()
+
+
+def _drop_if_cut_short(path: Path) -> None:
+  """Removes a shard that does not hold as many records as its numbers say: it is made again."""
+  numbers = _stored_numbers(path)
+  if numbers is None:
+    return
+  try:
+    whole = labels.count_records(path) == numbers["pairs"]
+  except InputError:
+    whole = False
+  if not whole:
+    log.warning("%s is damaged and is made again", path)
+    path.unlink(missing_ok=True)
 
 
 def _settings(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import types as python_types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ JSONL = "metrics.jsonl"
 _HISTORY = 12  # rows of a picture of the whole training
 
 
-def create(workdir: str | os.PathLike, *, just_logging: bool = False, resume_step: int = 0) -> Any:
+def create(
+  workdir: str | os.PathLike,
+  *,
+  just_logging: bool = False,
+  resume_step: int = 0,
+  done: Collection[int] = (),
+) -> Any:
   """A CLU `MetricWriter` for this run.
 
   Args:
@@ -33,6 +39,7 @@ def create(workdir: str | os.PathLike, *, just_logging: bool = False, resume_ste
     just_logging: write to the log only (for every process but the first).
     resume_step: rows beyond this step, left by a run that went further before it was killed, are
       taken out, so that no step appears twice.
+    done: steps beyond it whose rows stay, of a job that does not do its steps in their order.
   """
   _stand_in_for_tensorflow()
   from clu import metric_writers
@@ -41,13 +48,14 @@ def create(workdir: str | os.PathLike, *, just_logging: bool = False, resume_ste
   if just_logging:
     return metric_writers.AsyncMultiWriter([logger])
   workdir = Path(workdir)
-  drop_rows_after(workdir / JSONL, resume_step)
-  board = TensorboardWriter(os.fspath(workdir), purge_step=resume_step + 1)
+  drop_rows_after(workdir / JSONL, resume_step, done=done)
+  # TensorBoard hides all later steps or none.
+  board = TensorboardWriter(os.fspath(workdir), purge_step=None if done else resume_step + 1)
   return metric_writers.AsyncMultiWriter([logger, board, JsonlWriter(workdir / JSONL)])
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-  """Rewrites a JSONL file without rows beyond `step` and without a row that was cut short."""
+def drop_rows_after(path: Path, step: int, *, done: Collection[int] = ()) -> None:
+  """Rewrites a JSONL file without rows beyond `step`, but of `done`, and without one cut short."""
   if not path.exists():
     return
   kept = []
@@ -56,7 +64,7 @@ def drop_rows_after(path: Path, step: int) -> None:
       row = json.loads(line)
     except json.JSONDecodeError:
       continue
-    if row["step"] <= step:
+    if row["step"] <= step or row["step"] in done:
       kept.append(line + "\n")
   with whole_files.writing(path) as partial:
     partial.write_text("".join(kept))

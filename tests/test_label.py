@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import label_job
@@ -76,6 +78,50 @@ def test_a_job_that_goes_on_makes_what_is_missing_or_damaged_and_keeps_the_rows(
       np.testing.assert_array_equal(mine[name], one[name])
   after = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert after[0] == before[0] and [json.loads(row)["step"] for row in after] == [1, 2, 3]
+
+
+def test_a_shard_lost_from_the_middle_takes_its_own_row_alone(whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  labels.find_shards(tmp_path)[1].unlink()
+  before = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert label.run(label_job.get_config(), tmp_path)["complete"]
+  after = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert after[:2] == [before[0], before[2]]
+  assert [json.loads(row)["step"] for row in after] == [1, 3, 2]
+
+
+def test_rows_stay_where_another_process_goes_on_with_the_next_shards(whole, tmp_path, monkeypatch):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  labels.find_shards(tmp_path)[0].unlink()
+  # The first of two processes, which has shards 0 and 2 where one process made all three.
+  monkeypatch.setattr(spread, "my_share", lambda count: range(0, count, 2))
+  assert label.run(label_job.get_config(), tmp_path)["complete"]
+  rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(row)["step"] for row in rows] == [2, 3, 1]
+
+
+# The first is no shard at all; the second is whole, and of other pairs.
+@pytest.mark.parametrize("harm", ["cut to 100 bytes", "records that are too few"])
+def test_a_shard_that_does_not_hold_what_is_said_of_it_is_made_anew(harm, whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  first, _, third = labels.find_shards(tmp_path)
+  if harm == "cut to 100 bytes":
+    first.write_bytes(first.read_bytes()[:100])
+  else:
+    first.write_bytes(third.read_bytes())
+  assert label.run(label_job.get_config(), tmp_path)["complete"]
+  for mine, one in zip(label_job.records(tmp_path), label_job.records(whole[0]), strict=True):
+    for name in labels.FIELDS:
+      np.testing.assert_array_equal(mine[name], one[name])
+
+
+def test_two_jobs_that_write_one_shard_at_a_time_leave_it_whole(whole, tmp_path):
+  records = label_job.records(whole[0])
+  path = tmp_path / labels.shard_name(0, 1)
+  with ThreadPoolExecutor(2) as pool:
+    list(pool.map(lambda _: label._write_shard(path, records), range(8)))
+  assert [record["index"] for record in label_job.records(tmp_path)] == list(range(10))
+  assert list(tmp_path.iterdir()) == [path]
 
 
 def _film(path, level):

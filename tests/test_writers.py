@@ -36,6 +36,17 @@ def test_rows_beyond_the_resumed_step_and_cut_rows_are_dropped(tmp_path):
   assert [(row["step"], row["loss"]) for row in read_rows(path)] == [(1, 3), (2, 2), (3, 0.5)]
 
 
+def test_rows_of_steps_that_are_done_stay_beyond_the_resumed_step(tmp_path):
+  path = tmp_path / writers.JSONL
+  path.write_text("".join(f'{{"step": {step}, "loss": 9}}\n' for step in (1, 2, 3, 4, 5)))
+  writer = writers.create(tmp_path, resume_step=1, done={3, 5})
+  writer.write_scalars(2, {"loss": 0.5})
+  writer.close()
+  assert [(row["step"], row["loss"]) for row in read_rows(path)] == [
+    (1, 9), (3, 9), (5, 9), (2, 0.5),
+  ]  # fmt: skip
+
+
 def test_other_processes_write_no_files(tmp_path):
   writer = writers.create(tmp_path, just_logging=True)
   writer.write_scalars(1, {"loss": 0.5})

@@ -48,6 +48,24 @@ def find_shards(folder: str | os.PathLike[str]) -> list[Path]:
   return list(shards)
 
 
+def count_records(path: Path) -> int:
+  """How many records a shard holds.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  from grain.python import ArrayRecordDataSource
+
+  try:
+    return len(ArrayRecordDataSource(os.fspath(path)))
+  # The reader's kinds of errors are its own affair.
+  except Exception as error:
+    reason = str(error).split(";")[0] or "it is damaged"
+    raise InputError(
+      f"{path} cannot be read: {reason}; delete it and give the labelling command again"
+    ) from None
+
+
 def encode(record: Mapping[str, Any]) -> bytes:
   """One record, with the arrays of `FIELDS`, as the bytes of an `.npz` file."""
   stream = io.BytesIO()
@@ -137,8 +155,7 @@ class LabelsSource:
   def _read(self, item: int) -> dict[str, np.ndarray]:
     try:
       data = self._records[item]
-    # The reader's kinds of errors are its own affair.
-    except Exception as error:
+    except Exception as error:  # as in `count_records`
       raise InputError(f"{self._name(item)} cannot be read: {error}") from None
     return decode(data, where=self._name(item))
 
@@ -151,11 +168,5 @@ def _open(paths: list[Path]) -> Any:
   from grain.python import ArrayRecordDataSource
 
   for path in paths:
-    try:
-      len(ArrayRecordDataSource(os.fspath(path)))
-    except Exception as error:  # as in `_read`
-      reason = str(error).split(";")[0] or "it is damaged"
-      raise InputError(
-        f"{path} cannot be read: {reason}; delete it and give the labelling command again"
-      ) from None
+    count_records(path)
   return ArrayRecordDataSource([os.fspath(path) for path in paths])

@@ -93,7 +93,7 @@ def test_missing_shards_are_told(tmp_path, caplog):
 def test_an_epoch_of_the_loader_holds_every_record_once_with_its_labels(tmp_path):
   write(tmp_path, 0, 2, [0, 1, 2, 3])
   write(tmp_path, 1, 2, [4, 5])
-  (tmp_path / "labels-00002-of-00002.partial").write_bytes(b"cut short")
+  (tmp_path / "labels-00001-of-00002.arrayrecord.7.9.partial").write_bytes(b"cut short")
   data = base.get_config().data
   data.batch_size = 2
   data.sources.scenes.weight = 0.0
