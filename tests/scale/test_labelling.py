@@ -67,3 +67,47 @@ def test_several_processes_make_the_shards_that_one_makes(count, shards_of_first
   # Each process told of its own shards; the first one's are rows.
   rows = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]
   assert [row["step"] for row in rows] == shards_of_first
+
+
+# Several marks a pass, by one tracker on the only device, and by one on each of two.
+MARKS = """
+import sys
+import jax
+import label_job
+import toy_predictors
+from cwm_jax import label
+from cwm_jax.evals import named, spread
+from cwm_jax.tracker import Tracker
+
+assert len(jax.local_devices()) == int(sys.argv[2])
+mark = {"kind": "gaussian", "amplitude": 1.0, "sigma": 0.7}
+sizes = dict(image_hw=(16, 16), patch=4, num_masks=2, mask_ratio=0.75)
+trackers = []
+
+def build():
+  predict = toy_predictors.shifted_by(1, 2)
+  trackers.append(Tracker(predict, **sizes, mark=mark, readout="window"))
+  return trackers[-1]
+
+workers = spread.one_each(build)
+named.build = lambda name, settings: workers
+config = label_job.get_config()
+config.label.update(pairs=4, points=16, marks=4, round_trip=True)
+assert label.run(config, sys.argv[1])["complete"]
+assert len(trackers) == int(sys.argv[2])
+assert all(tracker.passes[0] > 0 for tracker in trackers)
+"""
+
+
+def test_several_marks_a_pass_are_asked_on_two_devices_as_on_one(tmp_path):
+  for count in (1, 2):
+    ways = f"--xla_force_host_platform_device_count={count} {tiny_job.QUICK}"
+    done = tiny_job.run_script(MARKS, str(tmp_path / str(count)), str(count), XLA_FLAGS=ways)
+    assert done.returncode == 0, done.stderr[-2000:]
+  one, two = (label_job.records(tmp_path / str(count)) for count in (1, 2))
+  assert len(one) == 4 and max(np.ptp(record["flow_xy"]) for record in one) > 0
+  for mine, theirs in zip(two, one, strict=True):
+    for name in labels.FIELDS:
+      np.testing.assert_allclose(
+        mine[name].astype(float), theirs[name].astype(float), atol=1e-3, err_msg=name
+      )
