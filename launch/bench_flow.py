@@ -1,7 +1,9 @@
 """RAFT against torchvision's, SEA-RAFT against its authors' code: the same numbers, how fast.
 
 Run by `launch/bench flow`. Both sides get the same random weights, converted as a release is, and
-the same frames, in one process and in turns, so that other work on the machine falls on both.
+the same frames, in one process and in turns, so that other work on the machine falls on both. With
+--time the row `flow` has seconds a pair and `parts` where they go: features (RAFT's with context),
+one iteration of how many `times`, and which of them, all iterations together, `bound_by` names.
 PyTorch is no part of this project: install torch and torchvision into any environment of the same
 Python version and name its site-packages with --torch.
 """
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cwm_jax import geometry, models
+from cwm_jax.configs import flow_networks
 from cwm_jax.data import images
 from cwm_jax.pretrained import convert
 from cwm_jax.types import InputError
@@ -33,60 +36,85 @@ _WITHOUT_TORCH = (
 )
 
 
-def compare_raft(frames: np.ndarray, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-  """Rows that say how far torchvision's RAFTs and ours are apart, in pixels."""
+def measure_raft(frames: np.ndarray, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+  """Rows that compare torchvision's RAFTs with ours.
+
+  Theirs enlarge the flow of every iteration, which is a part of their time, ours the last one.
+  """
   import torch
+  import torchvision
   from torchvision.models import optical_flow
 
   given = _as_torch(frames, options.device) / 127.5 - 1.0
   for name in ("raft_large", "raft_small"):
     theirs = _with_random_norms(getattr(optical_flow, name)(), options).eval()
-    ours, params = _converted(theirs)
-    with torch.inference_mode():
-      want = theirs(given[:1], given[1:], num_flow_updates=options.iterations)
-    call = jax.jit(ours.clone(iterations=options.iterations).apply)
-    got = np.asarray(call({"params": params}, _as_ours(frames)).flow_xy)[0]
-    want = want[-1][0].permute(1, 2, 0).cpu().numpy()
-    yield _row(name, got, want, frames, iterations=options.iterations)
+
+    def run_theirs(count: int, theirs: Any = theirs) -> np.ndarray:
+      with torch.inference_mode():
+        flow = theirs(given[:1], given[1:], num_flow_updates=count)[-1]
+      return flow[0].permute(1, 2, 0).cpu().numpy()
+
+    sides = {"ours": _ours(theirs, frames), "torch": run_theirs}
+    versions = f"torchvision {torchvision.__version__}, torch {torch.__version__}"
+    yield from rows(name, sides, frames, options, versions)
 
 
-def time_sea_raft(frames: np.ndarray, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-  """Rows of seconds a pair for SEA-RAFT by its authors' code and ours, whole and in parts."""
+def measure_sea_raft(frames: np.ndarray, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+  """Rows that compare SEA-RAFT by its authors' code with ours."""
   import torch
 
   theirs = _with_random_norms(_public_sea_raft(options), options).eval()
-  ours, params = _converted(theirs)
   given = _as_torch(frames, options.device)
-  mine = _as_ours(frames)
-  call = jax.jit(
-    lambda p, f, count: ours.apply({"params": p}, f, iterations=count), static_argnums=2
-  )
-
-  def run_ours(count: int) -> np.ndarray:
-    return np.asarray(call(params, mine, count).flow_xy)[0]
 
   def run_theirs(count: int) -> np.ndarray:
     with torch.inference_mode():
       flow = theirs(given[:1], given[1:], iters=count, test_mode=True)["final"]
     return flow[0].permute(1, 2, 0).cpu().numpy()
 
-  sides = {"ours": run_ours, "torch": run_theirs}
+  sides = {"ours": _ours(theirs, frames), "torch": run_theirs}
+  versions = f"the authors' code, torch {torch.__version__}"
+  yield from rows(f"sea_raft_{options.size_name}", sides, frames, options, versions)
+
+
+def rows(
+  network: str,
+  sides: dict[str, Callable[[int], np.ndarray]],
+  frames: np.ndarray,
+  options: argparse.Namespace,
+  baseline: str,
+) -> Iterator[dict[str, Any]]:
+  """How far both sides are apart, in pixels; where times are asked for, seconds whole and in parts.
+
+  Args:
+    network: its name.
+    sides: "ours" and "torch", each number of iterations -> flow [H, W, 2] on the host.
+    frames: float32 [2, H, W, 3].
+    options: iterations, of which one alone has no parts; time, sea_raft, repetitions.
+    baseline: the other side's versions.
+  """
   full = options.iterations
-  counts = sorted({0, 1, full})
-  seconds = _seconds(sides, counts, options.repetitions)
-  row = _row(f"sea_raft_{options.size_name}", run_ours(full), run_theirs(full), frames)
-  for side in sides:
-    row[f"{side}_seconds"] = round(seconds[side, full], 4)
-  row["baseline"] = f"the authors' code, torch {torch.__version__}"
-  row["ratio"] = round(seconds["torch", full] / seconds["ours", full], 3)
-  yield row | dict(iterations=full)
-  for side in sides:
-    # Without an iteration there are no features of the frames and no correlations.
-    each = (seconds[side, full] - seconds[side, 1]) / max(1, full - 1)
-    features = seconds[side, 1] - seconds[side, 0] - each
-    parts = dict(context=seconds[side, 0], features_and_correlation=features, iteration=each)
-    rounded = {part: round(s, 4) for part, s in parts.items()}
-    yield dict(measure="parts", side=side, **rounded, **bench_facts.facts())
+  row = _row(network, *(run(full) for run in sides.values()), frames, iterations=full)
+  if not options.time:
+    yield row
+    return
+  # SEA-RAFT without an iteration is its context alone; torchvision's RAFT needs one.
+  least = 0 if options.sea_raft else 1
+  seconds = _seconds(sides, sorted({least, 1, full}), options.repetitions)
+  times = {f"{side}_seconds": round(seconds[side, full], 4) for side in sides}
+  ratio = round(seconds["torch", full] / seconds["ours", full], 3)
+  yield row | times | dict(baseline=baseline, ratio=ratio)
+  for side in sides if full > 1 else ():
+    each = (seconds[side, full] - seconds[side, 1]) / (full - 1)
+    features = seconds[side, 1] - each
+    parts = dict(features_and_correlation=features)
+    if least == 0:
+      parts = dict(context=seconds[side, 0], features_and_correlation=features - seconds[side, 0])
+    whole = parts | dict(iterations=full * each)
+    parts = {part: round(s, 4) for part, s in (parts | dict(iteration=each)).items()}
+    size = {name: row[name] for name in ("height", "width")}
+    about = dict(measure="parts", network=network, **size, side=side, times=full)
+    bound = dict(bound_by=max(whole, key=whole.get))
+    yield about | parts | bound | bench_facts.facts()
 
 
 def _seconds(
@@ -102,6 +130,16 @@ def _seconds(
         if repetition:
           taken.setdefault((name, count), []).append(time.perf_counter() - began)
   return {key: float(np.median(values)) for key, values in taken.items()}
+
+
+def _ours(theirs: Any, frames: np.ndarray) -> Callable[[int], np.ndarray]:
+  """Our network with a torch module's numbers: iterations -> flow."""
+  ours, params = _converted(theirs)
+  mine = jnp.asarray(frames[None] / 255.0, jnp.float32)
+  call = jax.jit(
+    lambda p, f, count: ours.apply({"params": p}, f, iterations=count), static_argnums=2
+  )
+  return lambda count: np.asarray(call(params, mine, count).flow_xy)[0]
 
 
 def _converted(theirs: Any) -> tuple[Any, Any]:
@@ -175,10 +213,6 @@ def _frames(options: argparse.Namespace) -> np.ndarray:
   return np.stack([picture[4 : 4 + h, 4 : 4 + w], picture[2 : 2 + h, 7 : 7 + w]])
 
 
-def _as_ours(frames: np.ndarray) -> jax.Array:
-  return jnp.asarray(frames[None] / 255.0, jnp.float32)
-
-
 def _as_torch(frames: np.ndarray, device: str) -> Any:
   import torch
 
@@ -195,10 +229,16 @@ def _options(arguments: list[str]) -> argparse.Namespace:
   add("--size-name", default="S", choices=["S", "M", "L"], help="of SEA-RAFT")
   add("--pair", nargs=2, metavar="IMAGE", help="two frames; otherwise a moved pattern")
   add("--size", type=int, nargs=2, default=None, metavar=("HEIGHT", "WIDTH"),
-      help="of the frames; 128 160 for RAFT, 436 1024 for SEA-RAFT")  # fmt: skip
-  add("--iterations", type=int, default=4)
+      help="of the frames; 128 160 for RAFT (multiples of 8), 436 1024 for SEA-RAFT")  # fmt: skip
+  add("--iterations", type=int, default=None,
+      help="SEA-RAFT's own (S and M 4, L 12) unless named; 4 for RAFT")  # fmt: skip
+  add("--time", action="store_true", help="time RAFT too; SEA-RAFT always is")
   add("--repetitions", type=int, default=5)
   options = parser.parse_args(arguments)
+  options.time = options.time or bool(options.sea_raft)
+  if options.iterations is None:
+    own = flow_networks.network(f"sea-raft-{options.size_name}")["iterations"]
+    options.iterations = own if options.sea_raft else 4
   if min(options.iterations, options.repetitions) < 1:
     parser.error("iterations and repetitions are 1 or more")
   options.size = tuple(options.size or ((436, 1024) if options.sea_raft else (128, 160)))
@@ -220,7 +260,7 @@ def main() -> int:
     return 2
   on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
   options.device = "cuda" if on_gpu else "cpu"
-  measure = time_sea_raft if options.sea_raft else compare_raft
+  measure = measure_sea_raft if options.sea_raft else measure_raft
   try:
     for row in measure(_frames(options), options):
       print(json.dumps(row), flush=True)

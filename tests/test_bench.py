@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import command_line
 import jax
+import numpy as np
 import pytest
 import tiny_clips
 import tiny_job
@@ -146,6 +147,47 @@ def module(name, monkeypatch):
   monkeypatch.syspath_prepend(LAUNCH)
   monkeypatch.delitem(sys.modules, name, raising=False)
   return __import__(name)
+
+
+def test_the_flow_bench_takes_a_network_s_own_iterations_and_times_raft_when_asked(monkeypatch):
+  flow = module("bench_flow", monkeypatch)
+  sea_raft = ["--sea-raft", "code", "--size-name"]
+  own = {size: flow._options([*sea_raft, size]) for size in "SML"}
+  assert {size: options.iterations for size, options in own.items()} == dict(S=4, M=4, L=12)
+  assert flow._options([*sea_raft, "L", "--iterations", "7"]).iterations == 7
+  assert own["S"].time and flow._options(["--time"]).time and not flow._options([]).time
+
+
+@pytest.mark.parametrize("network", ["raft_large", "sea_raft_S"])
+def test_the_flow_bench_tells_where_each_side_s_time_goes(network, monkeypatch):
+  flow, clock = module("bench_flow", monkeypatch), [0.0]
+  monkeypatch.setattr(flow.time, "perf_counter", lambda: clock[0])
+
+  def side(context, features, iteration, reach):
+    def run(count):
+      assert count or network != "raft_large"  # torchvision's has nothing to give then
+      clock[0] += context + (features + count * iteration if count else 0)
+      return np.full((16, 24, 2), reach)
+
+    return run
+
+  sides = dict(ours=side(1.0, 4.0, 0.5, 3.0), torch=side(2.0, 3.0, 1.5, 3.25))
+  asked = ["--sea-raft", "code"] if network == "sea_raft_S" else ["--time"]
+  options = flow._options([*asked, "--repetitions", "1"])
+  frames = np.zeros((2, 16, 24, 3), np.float32)
+  row, ours, torch = flow.rows(network, sides, frames, options, "torch 1")
+  assert (row["network"], row["apart_px"], row["iterations"]) == (network, 0.25, 4)
+  assert (row["ours_seconds"], row["torch_seconds"]) == (7.0, 11.0)
+  assert row["ratio"] == pytest.approx(11 / 7, abs=0.001) and row["baseline"] == "torch 1"
+  parts = {"features_and_correlation": 5.0}
+  if network == "sea_raft_S":
+    parts = {"context": 1.0, "features_and_correlation": 4.0}
+  assert ours.items() >= (parts | dict(iteration=0.5, times=4)).items()
+  assert ours["bound_by"] == "features_and_correlation"
+  assert (torch["bound_by"], torch["iteration"]) == ("iterations", 1.5)  # four of them
+  options.time = False
+  (untimed,) = flow.rows(network, sides, frames, options, "torch 1")
+  assert untimed["apart_px"] == 0.25 and "ratio" not in untimed
 
 
 def test_utilisation_is_the_share_of_the_peak_of_the_devices_that_worked(monkeypatch):
