@@ -133,9 +133,8 @@ class Tracker:
   ) -> Tracker:
     """Makes a tracker from a weights file or a public release.
 
-    A flow network's weights make a `flow_tracker.FlowNetworkTracker`: num_masks, mask_ratio, zoom,
-    readout, masks_seed, attention_dtype and memory_budget mean nothing to it, and its settings are
-    its own.
+    A flow network's weights make a `flow_tracker.FlowNetworkTracker`, which has settings of its
+    own; of these only name_or_path and dtype mean anything to it.
 
     Args:
       name_or_path: a safetensors file of this project, or a release's name such as "opt-cwm-512" or
