@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
   m.mask_ratio = 0.9  # share of frame 2's patches that is hidden
   m.masking = "drop"  # drop: the encoder sees visible tokens only | token: all, some replaced
   m.positions = "learned"  # learned | rotary (with fixed sine tables) | sine (of a token's number)
-  m.positions_hw = ()  # grid that learned and sine tables are for; () takes image_hw / patch
+  m.positions_hw = ()  # grid that positions are made for, and resized from; () is image_hw / patch
   m.encoder_width, m.encoder_depth, m.encoder_heads = 768, 12, 12
   m.decoder_width, m.decoder_depth, m.decoder_heads = 384, 4, 6
   m.mlp_ratio = 4.0

@@ -13,7 +13,7 @@ worlds  whole scenes.
 large   64 x 64 pixels: rotary positions carry the weights over. A cosine to zero.
 far     the same with large motion: what moved by more than 8 pixels was still lost.
 double  128 x 128 pixels, the patches as they were: four times as many of them, finer in the scene.
-        As the paper goes from 256 to 512; a mark's size doubles with it.
+        As the paper goes from 256 to 512: positions are resized, and a mark's size doubles with it.
 
 The next stage may begin when `eval/*/median_share` of the last preset is below about 0.3. Speed: 75
 pairs/s at 32 x 32, 10 at 64 x 64. What the shipped weights went through, and their scores, is in
@@ -97,7 +97,7 @@ def get_config(arg: str = "match") -> ConfigDict:
     c.optim.peak_lr = 1.5e-3
   elif arg == "double":
     c.total = "20e3 examples"
-    c.model.image_hw = (128, 128)
+    c.model.update(image_hw=(128, 128), positions_hw=(16, 16))
     c.data.batch_size = 4
     c.data.sources.scenes.max_objects = 6
     c.optim.update(peak_lr=5e-4, warmup="50 steps")

@@ -24,8 +24,8 @@ def build(model: Any):
   named = {key: model[key] for key in keys}
   named["attention_impl"] = named["attention_impl"] or None
   grid_hw = (h // model["patch"], w // model["patch"])
-  # Rotary positions belong to no grid, and weights files that have them need not name one.
-  if model["positions"] != "rotary" and model["positions_hw"]:
+  # Weights files with rotary positions need not name a grid.
+  if (model["positions"] != "rotary" or "positions_hw" in model) and model["positions_hw"]:
     grid_hw = tuple(model["positions_hw"])
   if model["attention_dtype"]:
     named["attention_dtype"] = _dtype(model, "model", "attention_dtype")

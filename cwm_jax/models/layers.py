@@ -29,9 +29,28 @@ def grid_yx(grid_hw: tuple[int, int]) -> Float[np.ndarray, "n 2"]:
   return np.stack(np.indices(grid_hw), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
-def sine_positions(grid_hw: tuple[int, int], width: int) -> Float[Array, "n width"]:
-  """`sine_encoding` of every patch of a grid, raster order."""
-  return jnp.asarray(sine_encoding(grid_yx(grid_hw), width))
+def resize_places(
+  places_yx: Float[Array, "*b 2"] | Float[np.ndarray, "*b 2"],
+  grid_hw: tuple[int, int],
+  of_hw: tuple[int, int],
+) -> Float[Array, "*b 2"] | Float[np.ndarray, "*b 2"]:
+  """Where places in a grid over an image are in another grid over the same image.
+
+  Args:
+    places_yx: (row, column) in patches of the grid, whole numbers being patches' centres.
+    grid_hw, of_hw: patches per column and per row, of the one grid and the other.
+  """
+  if tuple(grid_hw) == tuple(of_hw):
+    return places_yx
+  share = np.array(of_hw, np.float32) / np.array(grid_hw, np.float32)
+  return (places_yx + 0.5) * share - 0.5
+
+
+def sine_positions(
+  grid_hw: tuple[int, int], width: int, *, of_hw: tuple[int, int]
+) -> Float[Array, "n width"]:
+  """`sine_encoding` of every patch of a grid, raster order, at its place in the grid `of_hw`."""
+  return jnp.asarray(sine_encoding(resize_places(grid_yx(grid_hw), grid_hw, of_hw), width))
 
 
 def sine_encoding(
@@ -55,13 +74,15 @@ def sine_encoding(
 
 
 def rotary_table(
-  grid_hw: tuple[int, int], head_dim: int, *, base: float = 100.0
+  grid_hw: tuple[int, int], head_dim: int, *, of_hw: tuple[int, int], base: float = 100.0
 ) -> Float[Array, "n half 2"]:
-  """`rotary_encoding` of every patch of a grid, raster order.
+  """`rotary_encoding` of every patch of a grid, raster order, at its place in the grid `of_hw`.
 
   Both frames use the same table, so that equal positions in two frames are at relative offset zero.
   """
-  return jnp.asarray(rotary_encoding(grid_yx(grid_hw), head_dim, base=base))
+  return jnp.asarray(
+    rotary_encoding(resize_places(grid_yx(grid_hw), grid_hw, of_hw), head_dim, base=base)
+  )
 
 
 def rotary_encoding(

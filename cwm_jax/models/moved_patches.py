@@ -81,6 +81,7 @@ class MovedPatchesFlowPredictor(nn.Module):
     frame = self._frames("encoder_positions", like.encoder_width)
     tokens = jnp.concatenate([seen + frame[0], moved + frame[1]], axis=1)
     places_yx = jnp.concatenate([grid_yx, moved_yx], axis=1)
+    places_yx = layers.resize_places(places_yx, grid_hw, like.grid_hw)
     tokens = tokens + layers.sine_encoding(places_yx, like.encoder_width)
     rotary = layers.rotary_encoding(places_yx, like.encoder_width // like.encoder_heads)
     tokens = stack(like.encoder_depth, like.encoder_heads, name="encoder")(tokens, rotary)
@@ -98,7 +99,7 @@ class MovedPatchesFlowPredictor(nn.Module):
       ],
       axis=1,
     )
-    places_yx = jnp.concatenate([places_yx, grid_yx], axis=1)
+    places_yx = jnp.concatenate([places_yx, places_yx[:, :n]], axis=1)
     x = x + layers.sine_encoding(places_yx, like.decoder_width)
     rotary = layers.rotary_encoding(places_yx, like.decoder_width // like.decoder_heads)
     wanted = slice(-n, None)

@@ -42,8 +42,8 @@ class Predictor(nn.Module):
 
   Attributes:
     patch: patch side in pixels; image sides must be multiples of it.
-    grid_hw: patches per column and per row that learned and "sine" positions are made for; they are
-      resized where the image has another grid.
+    grid_hw: patches per column and per row that positions are made for; they are resized where the
+      image has another grid: tables between their values, rotary ones by smaller steps.
     masking: "drop", or "token". There a hidden token carries no position through the encoder, and
       the decoder's positions are added to all tokens.
     positions: "learned"; "rotary" (2-D rotary in attention, each frame counted from its own corner,
@@ -200,7 +200,7 @@ class Predictor(nn.Module):
     n = grid_hw[0] * grid_hw[1]
     if self.positions == "rotary":
       frame = self.param(name, nn.initializers.normal(0.02), (2, width))
-      table = layers.sine_positions(grid_hw, width) + frame[:, None]
+      table = layers.sine_positions(grid_hw, width, of_hw=self.grid_hw) + frame[:, None]
       return table.reshape(1, 2 * n, width)
     count = 2 * self.grid_hw[0] * self.grid_hw[1]
     if self.positions == "learned":
@@ -212,7 +212,7 @@ class Predictor(nn.Module):
   def _rotary(self, grid_hw: tuple[int, int], head_dim: int):
     if self.positions != "rotary":
       return None
-    table = layers.rotary_table(grid_hw, head_dim)
+    table = layers.rotary_table(grid_hw, head_dim, of_hw=self.grid_hw)
     return jnp.concatenate([table, table])
 
 

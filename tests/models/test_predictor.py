@@ -116,7 +116,7 @@ def test_each_pair_of_a_batch_is_predicted_alone(net_and_params):
 
 def test_rotary_attention_depends_on_relative_positions_only():
   """Shifting all positions leaves the products of queries and keys as they are."""
-  table = layers.rotary_table((8, 8), 16)
+  table = layers.rotary_table((8, 8), 16, of_hw=(8, 8))
   q, k = jax.random.normal(jax.random.key(2), (2, 1, 1, 1, 16))
   at = lambda y, x: table[y * 8 + x][None, None]  # noqa: E731
   here = (layers.rotate(q, at(1, 2)) * layers.rotate(k, at(3, 1))).sum()
@@ -138,6 +138,20 @@ def test_rotary_weights_serve_other_image_sizes(net_and_params):
   frames = jnp.zeros((1, 2, 32, 8, 3))
   mask = jnp.zeros((1, 2, 8, 2), bool).at[:, 1, 1:].set(True)
   assert net.apply(params, frames, mask, num_visible=18).image.shape == (1, 32, 8, 3)
+
+
+def test_rotary_positions_are_resized_as_tables_are(net_and_params):
+  """A grid twice as fine over the same image has its patches' centres at quarters between."""
+  places = layers.resize_places(layers.grid_yx((4, 2)), (4, 2), (2, 1))
+  np.testing.assert_allclose(places[::2, 0], [-0.25, 0.25, 0.75, 1.25])
+  np.testing.assert_allclose(places[:2, 1], [-0.25, 0.25])
+  frames, mask, shown = some_input()
+  outputs = [
+    net.apply(net_and_params[1], frames, mask, num_visible=shown).image
+    for net in (tiny(), tiny(positions_hw=(4, 6)), tiny(positions_hw=(2, 3)))
+  ]
+  np.testing.assert_array_equal(outputs[0], outputs[1])
+  assert float(jnp.abs(outputs[0] - outputs[2]).max()) > 1e-3
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -12,9 +12,10 @@ import pytest
 import tiny_job
 from tapvid_clips import write_clip
 
-from cwm_jax import evaluate
+from cwm_jax import evaluate, viz
 from cwm_jax.configs import eval_tapvid
-from cwm_jax.evals import named, trackers
+from cwm_jax.data import flowfiles
+from cwm_jax.evals import named, segments, trackers
 
 SCRIPT = """
 import json, sys
@@ -27,7 +28,8 @@ assert jax.process_count() == count and jax.local_device_count() == int(devices)
 from cwm_jax import evaluate
 from cwm_jax.evals import named
 from cwm_jax.configs import eval_tapvid
-from cwm_jax.evals import trackers
+from cwm_jax.evals import segments, trackers
+import numpy
 
 class Toy(trackers.PairTracker):
   # Says that everything moves right, by a number that lies on the device that built it.
@@ -42,32 +44,51 @@ class Toy(trackers.PairTracker):
     return trackers.ZeroMotion().flow(frame1, frame2, points + [float(step), 0])
 
   def ask(self, fn, frame1, frame2, point_xy):
+    asked.append(point_xy)
     return jax.numpy.asarray(frame1).mean(axis=-1) - 128 * (self._step - 1)
 
-used = set()
+used, asked = set(), []
 named.Tracker.load = lambda path, **settings: Toy()
 config = eval_tapvid.get_config()
 for key in ("trackers", "protocols"):
   settings[key] = tuple(settings[key])
 config.evaluate.update(settings)
 numbers = evaluate.run(config, f"{workdir}/{rank}")
+rng = numpy.random.default_rng(0)
+questions = [
+  segments.SegmentQuestion(
+    rng.integers(0, 256, (24, 32, 3)), rng.uniform(0, 24, 2), rng.random((24, 32)) > 0.6
+  )
+  for _ in range(5)
+]
+one = named.build("mm2", config.evaluate)[0]
+numbers["segments"] = {"mm2": dict(segments.SegmentsEvaluator(one, questions, radius=0.2).run())}
 # What is done is not done again, even where a process cannot see the first one's files.
 assert set(evaluate.run(config, f"{workdir}/{rank}")["tapvid/first"]) == {"mm2", "zero"}
 # There are clips for each of this process's devices.
 assert used == set(jax.local_devices())
+assert len(asked) == len(range(rank, 5, count))
 print("NUMBERS" + json.dumps(numbers))
 """
 
 
 @pytest.fixture
 def settings(tmp_path):
-  """Eight clips, one of them broken; the `evaluate` section that names them."""
+  """Eight clips, one of them broken, and five pairs; the `evaluate` section that names them."""
   for i in range(8):
     write_clip(tmp_path / "clips" / f"clip{i}", frames=3 + i % 2, hw=(24, 32), points=2, seed=i)
   (tmp_path / "clips" / "clip3" / "video" / "001.png").unlink()
+  rng = np.random.default_rng(0)
+  for i in range(5):
+    pair = tmp_path / "pairs" / f"pair{i}"
+    pair.mkdir(parents=True)
+    for frame in ("frame10.png", "frame11.png"):
+      viz.write_png(pair / frame, rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    flow_xy = rng.normal(size=(24, 32, 2)).astype(np.float32)
+    flowfiles.write_flo(pair / "flow10.flo", flow_xy)
   clips = str(tmp_path / "clips")
   return dict(tapvid=clips, trackers=("mm2", "zero"), protocols=("first",), overlays=1,
-              scenes=20, segments=10)  # fmt: skip
+              flow_pairs=str(tmp_path / "pairs"))  # fmt: skip
 
 
 class _Toy(trackers.PairTracker):
@@ -104,6 +125,15 @@ def test_several_processes_find_what_one_finds(count, devices, tmp_path, setting
   config.evaluate.update(settings)
   monkeypatch.setattr(named.Tracker, "load", lambda path, **_: _Toy())
   alone = evaluate.run(config, tmp_path / "alone")
+  rng = np.random.default_rng(0)
+  questions = [
+    segments.SegmentQuestion(
+      rng.integers(0, 256, (24, 32, 3)), rng.uniform(0, 24, 2), rng.random((24, 32)) > 0.6
+    )
+    for _ in range(5)
+  ]
+  asked = segments.SegmentsEvaluator(_Toy(), questions, radius=0.2)
+  alone["segments"] = {"mm2": dict(asked.run())}
   for numbers in found:
     assert numbers.keys() == alone.keys()
     for data_set, rows in alone.items():
@@ -113,7 +143,7 @@ def test_several_processes_find_what_one_finds(count, devices, tmp_path, setting
           np.testing.assert_allclose(got[name], want[name], rtol=1e-5, err_msg=f"{data_set} {name}")
     clips = numbers["tapvid/first"]["mm2"]
     assert clips["num_clips"] == 7 and clips["num_skipped"] == 1
-    assert numbers["scenes-test-v1[20]"]["mm2"]["num_points"] == 80
+    assert numbers["segments"]["mm2"]["num_points"] == 5
   # Each kept its own clips, and the first one alone reports.
   kept = [
     {path.stem for path in (tmp_path / str(rank) / "answers" / "first" / "mm2").glob("*.npz")}

@@ -52,6 +52,8 @@ def test_a_click_becomes_a_track_an_explanation_and_points_to_keep(page, server,
   np.testing.assert_allclose([x, y], [30, 20], atol=0.2)
   want = [[x + 4 * t, y + 2 * t] for t in range(6)]
   np.testing.assert_allclose(track, want, atol=0.6)
+  # The explanation begins a moment after the click; a quick track may be there before.
+  page.wait_for("document.body.dataset.explained", timeout=60)
   assert page.run("document.body.dataset.masks") == "4"
   assert page.run("document.querySelectorAll('#masks canvas').length") == 4
   said = page.run("document.getElementById('said').textContent")
