@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -69,7 +70,7 @@ class Ours:
   def question(self, folder: Path, count: int) -> None:
     """Writes down all that the other side needs for `count` steps."""
     m, task = self.config.model, self.task
-    gh, gw = task.grid_hw
+    grid_hw, of_hw = task.grid_hw, task.model.grid_hw
     drawn = []
     for number in range(count):
       key = jax.random.fold_in(jax.random.key(SEED), number)
@@ -78,8 +79,8 @@ class Ours:
     arrays = dict(frames=geometry.normalise(self.pair.frames), masks=np.stack(drawn))
     for half in ("encoder", "decoder"):
       width, heads = m[f"{half}_width"], m[f"{half}_heads"]
-      arrays[f"{half}_table"] = layers.sine_positions((gh, gw), width)[None]
-      table = layers.rotary_table((gh, gw), width // heads)
+      arrays[f"{half}_table"] = layers.sine_positions(grid_hw, width, of_hw=of_hw)[None]
+      table = layers.rotary_table(grid_hw, width // heads, of_hw=of_hw)
       arrays[f"{half}_rotary"] = jnp.concatenate([table, table])
     flat = weights.flatten(self.first)
     arrays |= {f"param:{name}": value for name, value in flat.items()}
@@ -88,7 +89,7 @@ class Ours:
     settings = {name: m[name] for name in names.split()}
     names = "b1 b2 eps weight_decay decay_exclude clip_norm"
     settings |= {name: self.config.optim[name] for name in names.split()}
-    settings |= dict(num_visible=gh * gw + task.num_visible)
+    settings |= dict(num_visible=math.prod(grid_hw) + task.num_visible)
     settings |= dict(rates=[float(self.rate(number)) for number in range(count)])
     (folder / "settings.json").write_text(json.dumps(settings))
 
