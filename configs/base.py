@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
 
   c.pretrain = p = ConfigDict()
   p.loss_on = "hidden"  # hidden | all patches of frame 2
-  p.target = "raw"  # raw | normalised: per-patch zero mean, unit variance
+  p.target = "raw"  # raw | normalised: per-patch zero mean, unit variance, without colours
 
   # Training of `flow_network` on flow at points of pairs of `label.image_hw`: distill on labels of
   # data.sources.labels, filtered as `label` says; supervised on the truth of data.sources.scenes.
@@ -148,7 +148,7 @@ def get_config() -> ConfigDict:
       curriculum=((0, "worlds"),),  # (pairs seen, preset or ((preset, weight), ...)), ascending
       fade=20_000,  # pairs over which one preset gives way to the next
       max_objects=8,
-      texture_size=0,  # texels a side of a layer's texture; 0 takes the image's own side
+      texture_size=0,  # texels a side of a layer's texture; 0: as large as what is drawn
       photos="",  # folder of photographs to use as textures
       supersample=1,  # scenes are drawn so many times larger and shrunk
     )
@@ -202,6 +202,9 @@ def get_config() -> ConfigDict:
   e.readout = "window"  # argmax | soft | window
   e.order = ""  # release | paper | matched, how masks are averaged; "": as `Tracker` has it
   e.average = "hidden"  # hidden | release: over which masks
+  # half_pixel | release: how frames are resized, points moved and responses read out, see Tracker.
+  # What it answers is continuous under either.
+  e.tracker_protocol = "half_pixel"
   e.masks_seed = 0
   e.dtype = e.attention_dtype = ""  # "" takes the weights' own; see Tracker.load
   e.memory_budget = 0.0  # bytes; 0 decides from the device
@@ -217,7 +220,7 @@ def get_config() -> ConfigDict:
   e.query_stride = 5  # frames between the queries of protocol strided
   e.resolution = "native"  # that trackers see clips at: native | nearest_16 | HEIGHTxWIDTH
   e.overlays = 3  # best and worst tracks drawn on their clips; 0 draws none
-  e.flow_pairs = ""  # folder of frame pairs with .flo truth
+  e.flow_pairs = ""  # folder of frame pairs with truth: .flo, or as KITTI has it
   e.prediction = 0  # on how many scenes of scenes-test-v1 the weights complete frame 2
   e.segments = 0  # on how many of them mm<N> are asked what moves along with points on movers
 

@@ -8,8 +8,9 @@ cwm_jax/data/tapvid_pickles.py says where to obtain them. The classical trackers
 
   (none)    protocols First and CFG-5
   strided   TAP-Vid's query-strided protocol
-  release   the public Opt-CWM evaluation's settings and conventions: First and CFG-5, 10 masks, 4
-            rounds of zoom, whole pixels
+  release   as the public Opt-CWM evaluation: its settings (10 masks, 4 rounds of zoom, argmax), its
+            way of resizing and of reading whole pixels, and its conventions, First and CFG-5
+  release_distilled  the same for its distilled SEA-RAFT, with clips at multiples of 16 pixels
   runlocal  one mask and zero motion alone
 
 A run that is killed goes on, clip by clip, with the same command. With --distributed, and with
@@ -30,12 +31,17 @@ def get_config(arg: str = "") -> ConfigDict:
   c.evaluate.trackers += ("dis", "farneback", "lk", "dis_chain", "farneback_chain", "lk_chain")
   if arg == "strided":
     c.evaluate.protocols = ("strided",)
-  elif arg == "release":
+  elif arg in ("release", "release_distilled"):
     c.evaluate.trackers = ("mm10", "zero")
     c.evaluate.protocols = ("release_first", "release_cfg")
     c.evaluate.update(zoom=4, readout="argmax", order="release", average="release")
+    c.evaluate.tracker_protocol = "release"
+    if arg == "release_distilled":
+      c.evaluate.update(trackers=("opt-cwm-distilled", "zero"), resolution="nearest_16")
   elif arg == "runlocal":
     c.evaluate.trackers = ("mm1", "zero")
   elif arg:
-    raise ValueError(f"eval_tapvid takes strided, release or runlocal, not {arg!r}")
+    raise ValueError(
+      f"eval_tapvid takes strided, release, release_distilled or runlocal, not {arg!r}"
+    )
   return c

@@ -15,9 +15,10 @@ far     the same with large motion: what moved by more than 8 pixels was still l
 double  128 x 128 pixels, the patches as they were: four times as many of them, finer in the scene.
         As the paper goes from 256 to 512: positions are resized, and a mark's size doubles with it.
 
-The next stage may begin when `eval/*/median_share` of the last preset is below about 0.3. Speed: 75
-pairs/s at 32 x 32, 10 at 64 x 64. What the shipped weights went through, and their scores, is in
-cwm_jax/weights/predictor-tiny.md. `:runlocal` is a minute's trial.
+The next stage may begin when `eval/*/median_share` of the last preset is below about 0.3. Speed: 30
+pairs/s at 64 x 64 on two CPU cores (launch/README.md, "What was measured"). What the shipped
+weights went through, and their scores, is in cwm_jax/weights/predictor-tiny.md. `:runlocal` is a
+minute's trial.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def get_config(arg: str = "match") -> ConfigDict:
     c.data.batch_size = 4
     c.data.sources.scenes.max_objects = 6
     c.optim.update(peak_lr=5e-4, warmup="50 steps")
+    # A question takes five times as long as at 64 x 64: all 64 scenes would take half an hour.
+    c.log.update(eval_every="1000 steps", eval_scenes=8)
   elif arg == "runlocal":
     c.total = "20 steps"
     c.data.batch_size = 8

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from cwm_jax import workdirs
+from cwm_jax.types import InputError
+
 
 def positive(text: str) -> int:
   """A whole number from 1 up."""
@@ -31,6 +34,15 @@ def above_zero(text: str) -> float:
   if not 0 < value < float("inf"):
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
   return value
+
+
+def folder(text: str) -> str:
+  """A folder to write to, which may not be there yet; a bucket's URL is none."""
+  try:
+    workdirs.local(text)
+  except InputError as error:
+    raise argparse.ArgumentTypeError(str(error)) from None
+  return text
 
 
 def count(text: str) -> int:

@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
   )
   dense.add_argument("--marks", **_MARKS)
   dense.add_argument("--no-overlay", dest="overlay", action="store_false", help="write no flow.mp4")
-  shared.add_reading(dense)
+  shared.add_reading(dense, adaptive=True)
   shared.add_out(dense, "dense")
   dense.set_defaults(run="cwm_jax.dense:run")
 
@@ -279,6 +279,12 @@ def parser() -> argparse.ArgumentParser:
   )
   convert.add_argument(
     "--heads", type=values.two_counts, metavar="E,D", help="attention heads of encoder and decoder"
+  )
+  convert.add_argument(
+    "--flow-heads",
+    type=values.two_counts,
+    metavar="E,D",
+    help="the same of the Psi-flow that joint training saved (default: the release's, or --heads)",
   )
   shared.add_json(convert)
   convert.set_defaults(run="cwm_jax.conversion:run")

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from cwm_jax import fingerprint, processes, whole_files
+from cwm_jax import fingerprint, processes, whole_files, workdirs
 from cwm_jax.types import InputError, SaveError
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,15 @@ log = logging.getLogger(__name__)
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 _FINGERPRINTS = "fingerprints"
+# Keys, as a regular expression, that say where and how quickly something runs.
+HOW_IT_RUNS = (
+  r"cpu_devices|data\.(prefetch|num_workers)|optim\.accumulate|joint\.points_at_once"
+  r"|(model|flow_predictor)\.(remat|attention_impl)"
+)
 # A resumed run may change these: where it runs, how long, how often it reports; not what it learns.
 _FREE = re.compile(
   r"job|stop_after|init_from|profile_steps|debug_nans|(log|checkpoint|mesh|evaluate|study)\..*"
-  r"|sharding|cpu_devices|data\.(prefetch|num_workers)|optim\.accumulate|joint\.points_at_once"
-  r"|(model|flow_predictor)\.(remat|attention_impl)"
+  rf"|sharding|{HOW_IT_RUNS}"
 )
 
 
@@ -49,8 +53,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str | os.PathLike, *, keep: int = 2, keep_every: int = 0):
-    self._workdir, self._failed = Path(workdir).absolute(), False
-    check_writable(self._workdir)
+    self._workdir, self._failed = workdirs.check_writable(workdir), False
     policies = [ocp.training.preservation_policies.LatestN(max(1, keep))]
     if keep_every:
       policies.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
@@ -75,7 +78,7 @@ class Checkpoints:
       SaveError: this save, or the one before, could not be written.
     """
     self.wait()
-    if step in self.steps:
+    if step in self._agreed_steps():
       return
     with self._telling_of_failure():
       self._manager.save_checkpointables_async(
@@ -96,22 +99,20 @@ class Checkpoints:
       InputError: there are checkpoints and none can be read.
     """
     reasons = []
-    for step in reversed(self.steps):
+    for step in reversed(self._agreed_steps()):
+      folder = self._workdir / CHECKPOINTS / f"{step}"
       try:
-        wanted = dict(state=abstract_state, data=iterator)
-        state = self._manager.load_checkpointables(step, wanted)["state"]
-        folder = self._workdir / CHECKPOINTS / f"{step}"
-        _compare(ocp.metadata(folder, checkpointable_name="state").custom_metadata, state)
-        reason = ""
-      # Orbax raises many types, some its own, for a file that is damaged.
-      except Exception as error:
-        reason = _first_line(error)
-      # A process that reads undamaged parts only must not go on from another step than the rest.
-      if processes.any_process(bool(reason)):
-        reasons.append((step, reason or "another process cannot read its part"))
-        log.warning(
-          "checkpoint of step %d cannot be read (%s); trying the one before", *reasons[-1]
-        )
+        # What each process does alone, and only then what all do together.
+        with _all_or_none():
+          described = ocp.metadata(folder, checkpointable_name="state").custom_metadata
+        with _all_or_none(), _alone():
+          wanted = dict(state=abstract_state, data=iterator)
+          state = ocp.load_checkpointables(folder, wanted)["state"]
+        with _all_or_none():
+          _compare(described, state)
+      except _UnreadableError as error:
+        reasons.append((step, str(error)))
+        log.warning("checkpoint of step %d cannot be read (%s); trying the one before", step, error)
         continue
       self._set_aside([step for step, _ in reasons])
       return state
@@ -151,33 +152,49 @@ class Checkpoints:
         "start again with the same command"
       ) from error
 
+  def _agreed_steps(self) -> list[int]:
+    """`steps` as process 0 has them, for whom all others save and read; all must ask together."""
+    return json.loads(processes.of_first_process(json.dumps(self.steps).encode()))
+
   def _set_aside(self, steps: list[int]) -> None:
     """Moves unreadable checkpoints away, so that the run can save at the same steps again."""
-    if steps and jax.process_index() == 0:
+    if not steps:
+      return
+    if jax.process_index() == 0:
       folder = self._workdir / "unreadable"
       folder.mkdir(exist_ok=True)
       for step in steps:
         target = folder / f"{step}"
         shutil.rmtree(target, ignore_errors=True)
         shutil.move(self._workdir / CHECKPOINTS / f"{step}", target)
-    if steps:
-      self._manager.reload()
+    # Nobody lists what is there before it is as it stays.
+    processes.meet()
+    self._manager.reload()
 
 
-def check_writable(workdir: str | os.PathLike) -> None:
-  """Makes the folder if it is not there.
+class _UnreadableError(Exception):
+  """A checkpoint that some process cannot read; raised in all of them."""
 
-  Raises:
-    InputError: it cannot be made or written to.
-  """
-  workdir = Path(workdir)
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[None]:
+  """A block that fails in all processes where it fails in one, so that they stay in step."""
+  reason = ""
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / f".writable.{os.getpid()}"
-    probe.touch()
-    probe.unlink(missing_ok=True)  # two hosts may share a process id
-  except OSError as error:
-    raise InputError(f"workdir {workdir} cannot be written: {error.strerror}") from None
+    yield
+  # Orbax raises many types, some its own, for a file that is damaged.
+  except Exception as error:
+    reason = _first_line(error)
+  if processes.any_process(bool(reason)):
+    raise _UnreadableError(reason or "another process cannot read its part")
+
+
+def _alone() -> ocp.Context:
+  """A block in which this process reads without waiting for others, which may have failed to."""
+  context = ocp.Context()
+  own = jax.process_index()
+  context.multiprocessing.active_processes, context.multiprocessing.primary_host = {own}, own
+  return context
 
 
 def keep_config(
@@ -199,8 +216,9 @@ def keep_config(
   """
   path = Path(workdir) / CONFIG
   text = json.dumps(config, indent=1)
-  if path.exists() and any((Path(workdir) / CHECKPOINTS).glob("[0-9]*")):
-    stored, after = flat(read_config(workdir)), flat(json.loads(text))
+  begun = begun_with(workdir)
+  if begun is not None:
+    stored, after = flat(begun), flat(json.loads(text))
     before = flat(json.loads(json.dumps(defaults or {}))) | stored
     changed = [
       key
@@ -222,6 +240,18 @@ def keep_config(
   if jax.process_index() == 0:
     with whole_files.writing(path) as partial:
       partial.write_text(text + "\n")
+
+
+def begun_with(workdir: str | os.PathLike) -> dict[str, Any] | None:
+  """The config of a workdir that has checkpoints, which a run there goes on with; else None.
+
+  Raises:
+    InputError: as `read_config`.
+  """
+  folder = Path(workdir)
+  if (folder / CONFIG).exists() and any((folder / CHECKPOINTS).glob("[0-9]*")):
+    return read_config(folder)
+  return None
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -272,7 +302,8 @@ def _read_params(folder: Path) -> dict[str, Any]:
   wanted[chosen] = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored[chosen]
   )
-  state = ocp.load_checkpointables(folder, dict(state=wanted))["state"]
+  with _alone():
+    state = ocp.load_checkpointables(folder, dict(state=wanted))["state"]
   _compare(described.custom_metadata, state[chosen], prefix=f"{chosen}/")
   return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), state[chosen])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cwm_jax import compilation_cache, inputs, tracking, viz
+from cwm_jax import compilation_cache, inputs, tracking, viz, whole_files
 from cwm_jax.data import images
 from cwm_jax.pretrained import flow_networks, releases
 from cwm_jax.pretrained import weights as weights_file
@@ -186,7 +185,8 @@ def written(files: list[Path]) -> str:
 
 def report(facts: dict[str, Any], text: str, *, as_json: bool) -> None:
   """Prints the outcome for a program or for a person."""
-  print(json.dumps(facts) if as_json else text, flush=True)
+  # A path in the text may hold what is no text.
+  print(whole_files.to_json(facts) if as_json else images.shown(text), flush=True)
 
 
 def shown(image: np.ndarray, longest: int = _SHOWN) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from cwm_jax.commands import report, written
-from cwm_jax.pretrained import convert, flow_networks, releases, sections, torch_file
+from cwm_jax.pretrained import convert, flow_networks, learned_marks, releases, sections, torch_file
 from cwm_jax.pretrained import weights as weights_file
+from cwm_jax.pretrained.flow_predictors import FLOW_PREDICTOR
 from cwm_jax.pretrained.merge import NamesError
 from cwm_jax.types import InputError
 
@@ -25,6 +26,7 @@ def run(
   keep_base: bool,
   like: str | None,
   heads: tuple[int, int] | None,
+  flow_heads: tuple[int, int] | None = None,
   as_json: bool,
 ) -> None:
   """Converts; see `cwm-jax convert --help`.
@@ -34,8 +36,11 @@ def run(
       do not match, both whole lists were printed before.
   """
   form = _form(source)
-  if form != "release" and (over or like or heads or (keep_base and form != "name")):
-    raise InputError("--over, --keep-base, --like and --heads go with a released checkpoint as IN")
+  of_release = over or like or heads or flow_heads or (keep_base and form != "name")
+  if form != "release" and of_release:
+    raise InputError(
+      "--over, --keep-base, --like, --heads and --flow-heads go with a released checkpoint as IN"
+    )
   if keep_base and form == "release" and over is None:
     raise InputError("--keep-base goes with --over")
   try:
@@ -48,7 +53,9 @@ def run(
         sources, like = releases.fetch(releases.get(source)), source
       else:
         sources = [Path(path) for path in (source, over) if path is not None]
-      made = convert.assemble(sources, release=like, heads=heads, keep_base=keep_base)
+      made = convert.assemble(
+        sources, release=like, heads=heads, flow_heads=flow_heads, keep_base=keep_base
+      )
       facts, notes = _from_release(made, out, dtype)
   except NamesError as error:
     print(json.dumps({"error": str(error), **error.sides}) if as_json else convert.listing(error))
@@ -87,8 +94,25 @@ def _from_workdir(source: str, out: str, dtype: str) -> tuple[dict[str, Any], li
   if model := sections.section(config, "model"):
     config["model"] = weights_file.elsewhere(model)
   weights_file.check_fit(params, config, where=f"workdir {source}")
+  notes = [] if flow_networks.is_flow_network(config) else [_with_mark(params, config)]
   weights_file.save(out, params, config, dtype=dtype)
-  return {"parameters": _count(weights_file.flatten(params))}, []
+  return {"parameters": _count(weights_file.flatten(params))}, notes
+
+
+def _with_mark(params: dict[str, Any], config: dict[str, Any]) -> str:
+  """Adds the mark that a run's weights recommend to its parameters and config; a line about it."""
+  from cwm_jax import inherited_marks
+
+  try:
+    found, reason = inherited_marks.of_run(config), ""
+  except InputError as error:
+    found, reason = None, f" ({error})"
+  if found is None:
+    return f"mark: none is recommended{reason}, so a red square of half a patch is used"
+  config["mark"] = found.mark
+  if found.params is not None:
+    params[learned_marks.PERTURBER] = found.params
+  return found.told
 
 
 def _learned_mark(
@@ -129,8 +153,12 @@ def _from_release(
     return facts, [assumed, *made.notes]
   sides = f"{model['image_hw'][0]} x {model['image_hw'][1]}"
   heads = f"{model['encoder_heads']} and {model['decoder_heads']} heads"
-  assumed = f"taken as a model for {sides} pixels with {heads} (--like, --heads say otherwise)"
-  return facts, [assumed, *made.notes]
+  assumed = [f"taken as a model for {sides} pixels with {heads} (--like, --heads say otherwise)"]
+  if FLOW_PREDICTOR in made.params:
+    psi_flow = made.config[FLOW_PREDICTOR]["two_stream"]
+    heads = f"{psi_flow['encoder_heads']} and {psi_flow['decoder_heads']} heads"
+    assumed.append(f"its Psi-flow taken with {heads} (--flow-heads says otherwise)")
+  return facts, [*assumed, *made.notes]
 
 
 def _count(arrays: dict[str, Any]) -> int:

@@ -35,6 +35,8 @@ class _Clip(NamedTuple):
   name: str
   fps: float
   frames: np.ndarray
+  indices: np.ndarray  # int [T]: which frames of the whole clip they are
+  times_s: np.ndarray  # float [T]: when they come on display there
   truth: Tracks | None
   flow_xy: np.ndarray | None  # [H, W, 2] from frame 0 to frame `later`
   later: int  # the frame that the still pictures compare with frame 0
@@ -60,7 +62,8 @@ def run(
   Args:
     video: file or folder of frames; None renders a clip.
     reading: weights, masks and read-out.
-    out: folder for tracks.npz, overlay.mp4, flow.png and, of a predictor, heatmaps.png and
+    out: folder for tracks.npz (which tells by frame_indices and times_s what frames of the video
+      were tracked), overlay.mp4, flow.png and, of a predictor, heatmaps.png and
       explanation.png.
     as_json: print JSON instead of the table.
 
@@ -87,18 +90,22 @@ def run(
     ways.append(("red square, MM-1", lambda: square.track(clip.frames, queries)))
   ways.append(("zero motion", lambda: _still(points_xy, len(clip.frames))))
   rows, table = [], []
+  told = dict(size_hw=size_hw, times_s=clip.times_s, frame_indices=clip.indices)
+  files = []
   for name, ask in ways:
     rows.append(_timed(name, ask))
+    # At once: what follows may be interrupted.
+    if not files:
+      files.append(track.save(folder / "tracks.npz", rows[0].tracks, queries, **told))
     table.append(_measured(rows[-1], clip.truth, size_hw))
     # Each line as soon as it is known: the whole takes a minute on a small machine.
     if not as_json:
       print(_line(table[-1]), flush=True)
   tracks = rows[0].tracks
   dense = commands.load_tracker(reading._replace(masks=min(reading.masks, _DENSE_MASKS)))
-  files = _draw(folder, dense, clip, tracks)
+  files += _draw(folder, dense, clip, tracks)
   if marked:
     files += _draw_stories(folder, tracker, clip, tracks, points_xy)
-  files.insert(0, track.save(folder / "tracks.npz", tracks, queries, size_hw=size_hw))
   facts = {"clip": clip.name, "table": table, "files": [str(path) for path in files]}
   commands.report(facts, commands.written(files), as_json=as_json)
 
@@ -128,6 +135,8 @@ def _rendered() -> _Clip:
     name=f"rendered clip, seed {_SCENE}",
     fps=FPS,
     frames=frames,
+    indices=np.arange(_FRAMES),
+    times_s=np.arange(_FRAMES) / FPS,
     truth=Tracks(*(np.asarray(values) for values in truth)),
     flow_xy=flow.reshape(*_SIZE_HW, 2),
     later=later,
@@ -140,11 +149,14 @@ def _from_video(path: str) -> _Clip:
   total = sum(1 for _ in clip.frames())
   if total < 2:
     raise InputError(f"{path} has {total} frame; motion needs two or more")
-  chosen = set(np.unique(np.linspace(0, total - 1, min(total, _FRAMES)).round().astype(int)))
-  frames = np.stack([frame for t, frame in enumerate(clip.frames()) if t in chosen])
+  indices = np.unique(np.linspace(0, total - 1, min(total, _FRAMES)).round().astype(int))
+  chosen = set(indices.tolist())
+  timed = [timed for t, timed in enumerate(clip.timed()) if t in chosen]
+  times_s, frames = (np.stack(values) for values in zip(*timed))
   note = "" if len(chosen) == total else f" ({len(chosen)} of its {total} frames, evenly spread)"
   fps = max(2.0, clip.fps * len(chosen) / total)
-  return _Clip(clip.name + note, fps, frames, None, None, max(1, len(chosen) // 3))
+  later = max(1, len(chosen) // 3)
+  return _Clip(clip.name + note, fps, frames, indices, times_s, None, None, later)
 
 
 def _timed(name: str, ask) -> _Row:

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, first_line
 
 # What is imported of a package that is not called by its own name.
 _MODULES = {
@@ -126,7 +126,7 @@ def _packages() -> Iterator[Finding]:
       importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
     # A library that is broken may raise anything.
     except Exception as error:
-      found = f"{version}, but it cannot be imported: {_first_line(error)}"
+      found = f"{version}, but it cannot be imported: {first_line(error)}"
       yield Finding(name, found, "missing", f"pip install --force-reinstall {name}")
     else:
       yield Finding(name, version, "ok")
@@ -146,11 +146,11 @@ def _devices() -> Iterator[Finding]:
     devices = jax.devices()
     answer = float(jax.numpy.ones(4).sum())
   except ImportError as error:
-    yield Finding("devices", f"JAX cannot be imported: {_first_line(error)}", "missing")
+    yield Finding("devices", f"JAX cannot be imported: {first_line(error)}", "missing")
     return
   except RuntimeError as error:
     fix = "JAX_PLATFORMS=cpu computes on the processor"
-    yield Finding("devices", _first_line(error), "missing", fix)
+    yield Finding("devices", first_line(error), "missing", fix)
     return
   kinds = ", ".join(sorted({device.device_kind for device in devices}))
   cpu = devices[0].platform == "cpu"
@@ -162,15 +162,11 @@ def _devices() -> Iterator[Finding]:
     )
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _weights() -> Iterator[Finding]:
   try:
     from cwm_jax.pretrained import releases, weights
   except ImportError as error:
-    found = f"cannot be looked at: {_first_line(error)}"
+    found = f"cannot be looked at: {first_line(error)}"
     yield Finding("weights", found, "missing", "first get the packages that are missing")
     return
   try:

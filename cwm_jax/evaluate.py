@@ -20,9 +20,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cwm_jax import whole_files, writers
+from cwm_jax import processes, whole_files, workdirs, writers
 from cwm_jax.data import tapvid_pickles
-from cwm_jax.evals import flow, named, prediction, segments, spread, tapvid_job, tapvid_report
+from cwm_jax.evals import (
+  flow,
+  named,
+  prediction,
+  scenes,
+  segments,
+  spread,
+  tapvid_job,
+  tapvid_report,
+)
 from cwm_jax.types import InputError
 
 RESULTS = "results.json"
@@ -83,12 +92,16 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, dict[str, dic
     {data set: {tracker: {number: value}}}; fractions as fractions.
 
   Raises:
-    InputError: nothing to evaluate, data or trackers that cannot be had, or a workdir that holds
-      results of other settings.
+    InputError: nothing to evaluate, data or trackers that cannot be had, or a workdir that cannot
+      be used, such as one that holds results of other settings.
+    SaveError: the workdir can no longer be written.
   """
-  settings = config.evaluate
-  workdir = Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  # What is done is told by process 0; answers are kept by whoever gave them.
+  with workdirs.working(workdir, shared=False) as folder:
+    return _evaluate(config.evaluate, folder)
+
+
+def _evaluate(settings: Any, workdir: Path) -> dict[str, dict[str, dict[str, float]]]:
   jobs = _jobs(settings, workdir)
   if not any(job.rows for job in jobs.values()):
     raise InputError(
@@ -132,14 +145,15 @@ def table(
 class _Stored:
   """results.json: the settings it was made with, {data set: {tracker: numbers}}, and origins.
 
-  A tracker's origin (see `named.origin`) tells whether a file of the same name is the same file.
+  A number that is not known is null in the file and NaN here. A tracker's origin (see
+  `named.origin`) tells whether a file of the same name is the same file.
   The first process reads and writes the file; all processes hold the same numbers.
   """
 
   def __init__(self, path: Path, settings: dict[str, Any]):
     self._path = path
     self._settings = json.loads(json.dumps(settings))
-    found = json.loads(spread.of_first_process(json.dumps(self._read()).encode()))
+    found = json.loads(processes.of_first_process(json.dumps(self._read()).encode()))
     if "error" in found:
       raise InputError(found["error"])
     self.numbers: dict[str, dict[str, dict[str, float]]] = found["numbers"]
@@ -169,7 +183,7 @@ class _Stored:
       return {"numbers": {}, "origins": {}}
     try:
       found = json.loads(self._path.read_text())
-      settings = found["settings"]
+      settings = named.BEFORE_KEYS | found["settings"]
       # Results from before origins were noted have none.
       numbers, origins = (
         {name: dict(rows) for name, rows in part.items()}
@@ -190,7 +204,7 @@ class _Stored:
       }
     for key in ("tapvid", "flow_pairs"):
       self._settings[key] = self._settings[key] or settings.get(key, "")
-    return {"numbers": numbers, "origins": origins}
+    return {"numbers": whole_files.with_nan(numbers), "origins": origins}
 
   def _write(self) -> None:
     if jax.process_index() > 0:
@@ -201,6 +215,9 @@ class _Stored:
 
 def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
   """{data set: how it is evaluated}."""
+  for key in ("scenes", "prediction", "segments"):
+    if settings[key]:
+      scenes.check_limit(settings[key], what=f"evaluate.{key}")
   jobs = {}
   names = _rows(settings.trackers)
   origin = functools.cache(lambda name: named.origin(name, settings))
@@ -235,7 +252,8 @@ def _jobs(settings: Any, workdir: Path) -> dict[str, _Job]:
     )
 
     def on_clips(name, job=job):
-      return job.measure(name, built(name), origin=rows[name])
+      manner = named.manner(names[name], settings)
+      return job.measure(name, built(name), origin=rows[name], manner=manner)
 
     jobs[f"tapvid/{job.title}"] = _Job(_TAPVID, rows, on_clips, job.figures)
   if settings.prediction:

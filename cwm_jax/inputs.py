@@ -6,13 +6,13 @@ import contextlib
 import csv
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cwm_jax import whole_files
+from cwm_jax import whole_files, workdirs
 from cwm_jax.data import flowfiles, images, video
 from cwm_jax.types import InputError
 
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 class Clip(NamedTuple):
   """A video that can be read more than once.
 
-  name:    for titles.
+  name:    for titles; can be printed, whatever bytes the file's own has.
   size_hw: pixels.
   fps:     mean frames a second.
   length:  how many frames to expect, or None; damaged files hold fewer than they claim.
@@ -66,7 +66,7 @@ def open_clip(path: str) -> Clip:
   if not os.path.isdir(path):
     info = video.probe(path)
     return Clip(
-      Path(path).name,
+      images.shown(Path(path).name),
       (info.height, info.width),
       info.fps or _FOLDER_FPS,
       round(info.duration_s * info.fps) or None,
@@ -76,7 +76,7 @@ def open_clip(path: str) -> Clip:
   if not paths:
     raise InputError(f"the folder {images.shown(path)} holds no images")
   size_hw = images.read_image(paths[0]).shape[:2]
-  name = Path(path).resolve().name
+  name = images.shown(Path(path).resolve().name)
   return Clip(name, size_hw, _FOLDER_FPS, len(paths), lambda: _read_folder(paths))
 
 
@@ -197,14 +197,29 @@ def output_folder(path: str) -> Path:
     InputError: it cannot.
   """
   folder = Path(path)
-  probe = folder / f".writable.{os.getpid()}"
   try:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe.touch()
-    probe.unlink()
+    workdirs.make(folder)
   except OSError as error:
     raise InputError(f"cannot write into {images.shown(path)}: {error.strerror}") from None
   return folder
+
+
+def remove_old(paths: Iterable[Path], *, given: str) -> None:
+  """Removes what an earlier run left, so that it is not taken for a part of this one's.
+
+  Args:
+    paths: which need not be there.
+    given: the file that is read, which stays where it is one of them.
+
+  Raises:
+    InputError: one cannot be removed.
+  """
+  for path in paths:
+    try:
+      if not (path.exists() and path.samefile(given)):
+        path.unlink(missing_ok=True)
+    except OSError as error:
+      raise InputError(f"cannot remove {images.shown(path)}: {error.strerror}") from None
 
 
 @contextlib.contextmanager

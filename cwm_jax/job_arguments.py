@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     "eval",
     "how good trackers are, on clips with truth",
     "Evaluates trackers on TAP-Vid (a .pkl, a folder of its shards, or of clip folders), on frame "
-    "pairs with .flo truth, or on procedural scenes (default: 100 of them), and prints a table for "
+    "pairs with true flow, or on procedural scenes (default: 100 of them), and prints a table for "
     "each. Killed, it goes on with the same command. Fractions are printed as percent.",
     "  cwm-jax eval                                     the shipped weights on 100 scenes\n"
     "  cwm-jax eval --tapvid tapvid_davis.pkl --trackers mm10,zero,lk\n"
@@ -23,7 +23,9 @@ def add(commands: Any) -> None:
     "  cwm-jax eval --segments 20 --trackers mm4         what moves along with objects",
   )
   evaluate.add_argument("--tapvid", metavar="PATH", help="clips of TAP-Vid")
-  evaluate.add_argument("--flow-pairs", metavar="FOLDER", help="frame pairs with .flo truth")
+  evaluate.add_argument(
+    "--flow-pairs", metavar="FOLDER", help="frame pairs with .flo or KITTI truth"
+  )
   evaluate.add_argument(
     "--scenes",
     type=values.positive,
@@ -68,7 +70,7 @@ def add(commands: Any) -> None:
     "  cwm-jax train runs/match --config pretrain_tiny:match      from scratch, on scenes\n"
     "  cwm-jax train runs/mine --videos v --set optim.peak_lr=1e-4",
   )
-  train.add_argument("workdir", metavar="WORKDIR", help="folder of the run")
+  train.add_argument("workdir", type=values.folder, metavar="WORKDIR", help="folder of the run")
   train.add_argument(
     "--config",
     dest="config_name",

@@ -21,6 +21,13 @@ from cwm_jax import commands, compilation_cache, terminal
 from cwm_jax.types import InputError
 
 _SCENES = 100  # when nothing else is asked for
+# What runs configs that are no trainings, by their key `job`.
+_RUNS = {
+  "evaluate": "cwm-jax eval",
+  "label": "cwm-jax label",
+  "prepare": "cwm-jax prepare",
+  "study": "bash launch/study",
+}
 
 
 def evaluate(
@@ -106,8 +113,8 @@ def train(
     config_name: NAME or NAME:ARGUMENT of configs/; None takes `finetune`.
     videos: folder of videos, list file or one video.
     weights: what to start from: a weights file, a release's name, another run's folder; None takes
-      the shipped ones for `finetune`, and what the config says for others. The file that a joint
-      training is given is the predictor it asks.
+      what WORKDIR was begun with or the shipped ones for `finetune`, and what the config says for
+      others. The file that a joint training is given is the predictor it asks.
     steps: how long to train in all; None takes the config's.
     minutes: leave after so long; the same command goes on.
     batch: pairs a step.
@@ -119,14 +126,26 @@ def train(
   Raises:
     InputError: anything given that cannot be used.
   """
-  from cwm_jax import sharding
+  from cwm_jax import checkpoint, sharding
   from cwm_jax import train as job
 
   config = load_config(config_name or "finetune")
+  if config.job != "train":
+    raise InputError(f"config {config_name} is no training; run it by {_RUNS[config.job]}")
   if config_name is None:
     if videos is None and not settings:
       raise InputError("name your videos by --videos FOLDER, or a config by --config NAME")
+    begun = checkpoint.begun_with(workdir)
+    source = begun and begun.get("init_from")
+    if source and weights is None and Path(source).exists():
+      weights = source
     _start_from(config, weights)
+    # A run may become longer; what it learned with stays.
+    if begun is not None:
+      config.optim.warmup = begun["optim"]["warmup"]
+      config.pretrain.target = begun["pretrain"]["target"]
+    elif steps is not None:
+      config.optim.warmup = f"{min(50, steps // 10)} steps"
   elif weights is not None and Path(weights).is_dir():
     config.init_from = weights
   elif weights is not None:
@@ -139,8 +158,6 @@ def train(
       config.data.sources.video.weight = 1.0
   if steps is not None:
     config.total = f"{steps} steps"
-    if config_name is None:
-      config.optim.warmup = f"{min(50, steps // 10)} steps"
   if minutes is not None:
     config.stop_after = f"{minutes:g} minutes"
   if batch is not None:
@@ -232,7 +249,8 @@ def load_config(name: str) -> Any:
   module, _, argument = name.partition(":")
   known = sorted(p.stem for p in Path(_configs().__path__[0]).glob("*.py") if p.stem[0] != "_")
   if module not in known:
-    raise InputError(f"there is no config {module!r}; choose one of {', '.join(known)}")
+    trainings = [name for name in known if load_config(name).job == "train"]
+    raise InputError(f"there is no config {module!r}; choose one of {', '.join(trainings)}")
   make = importlib.import_module(f"cwm_jax.configs.{module}").get_config
   try:
     return make(argument) if argument else make()
@@ -268,16 +286,35 @@ def set_keys(config: Any, settings: Sequence[str]) -> None:
 
 
 def _start_from(config: Any, weights: str | None) -> None:
-  """Makes the config's network that of the weights, which become its first parameters."""
-  from cwm_jax.pretrained import flow_networks
+  """Makes the config's network that of the weights, which become its first parameters.
+
+  What they learned to predict, `pretrain.target`, they go on with.
+
+  Args:
+    weights: a weights file, a release's name or another run's folder; None takes the shipped ones.
+
+  Raises:
+    InputError: none of these, or no predictor's.
+  """
+  from cwm_jax import checkpoint
+  from cwm_jax.pretrained import flow_networks, sections
   from cwm_jax.pretrained import weights as weights_file
 
-  path = str(weights_file.shipped()) if weights is None else _located(weights)
-  theirs = weights_file.read_header(path).config
-  if flow_networks.is_flow_network(theirs) or "model" not in theirs:
+  if weights is not None and Path(weights).is_dir():
+    path, theirs = weights, checkpoint.read_config(weights)
+    # Every run's config describes a predictor; of other tasks it is not what was trained.
+    trained = theirs.get("task") == "pretrain"
+  else:
+    path = str(weights_file.shipped()) if weights is None else _located(weights)
+    theirs = weights_file.read_header(path).config
+    trained = not flow_networks.is_flow_network(theirs)
+  model = sections.section(theirs, "model")
+  if not trained or model is None:
     raise InputError(f"{path} holds no predictor; only a predictor can be trained on videos alone")
-  for name, value in theirs["model"].items():
+  for name, value in weights_file.elsewhere(model).items():
     config.model[name] = tuple(value) if isinstance(value, list) else value
+  if not sections.predicts_colours(theirs):
+    config.pretrain.target = "normalised"
   config.init_from = path
 
 

@@ -23,11 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import checkpoint, label_answers, leaving, viz, whole_files, writers
+from cwm_jax import (
+  checkpoint,
+  label_answers,
+  leaving,
+  processes,
+  viz,
+  whole_files,
+  workdirs,
+  writers,
+)
 from cwm_jax.data import labels, loader, rendering
 from cwm_jax.evals import named, spread
 from cwm_jax.progress import format_seconds
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, SaveError, first_line
 
 MANIFEST = "manifest.json"
 log = logging.getLogger(__name__)
@@ -59,17 +68,22 @@ def run(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     came before the end. A process that it reached finishes no shard, and waits for the others.
 
   Raises:
-    InputError: settings, sources or a tracker that cannot be, or a workdir of another job.
+    InputError: settings, sources or a tracker that cannot be, or a workdir that cannot be used,
+      such as one of another job.
+    SaveError: the workdir can no longer be written.
   """
-  workdir = Path(workdir).absolute()
+  with workdirs.working(workdir) as folder:
+    return _label(config, folder)
+
+
+def _label(config: Any, workdir: Path) -> dict[str, Any]:
   job = _Job(config, workdir)
   with leaving.Leaving() as leave:
     job.work(leave)
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
-    multihost_utils.sync_global_devices("labels are written")
+  processes.meet()
   manifest = _manifest(workdir, job.settings, job.shards)
+  # A network's file system may show one process less than another.
+  manifest["complete"] = not processes.any_process(not manifest["complete"])
   if jax.process_index() == 0:
     whole_files.write_json(workdir / MANIFEST, manifest)
   return manifest
@@ -98,10 +112,6 @@ class _Job:
         f"{config.data.batch_size}"
       )
     self.shards = -(-label.pairs // label.shard_pairs)
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise InputError(f"{workdir} cannot be written: {error.strerror}") from None
     _check_settings(workdir / MANIFEST, self.settings)
     if jax.process_index() == 0:
       whole_files.write_json(workdir / MANIFEST, _manifest(workdir, self.settings, self.shards))
@@ -118,7 +128,10 @@ class _Job:
       return
     workers = named.build(self._label.tracker, self._config.evaluate)
     if self._label.marks > 1 and not hasattr(workers[0], "flow_grid"):
-      raise InputError(f"{self._label.tracker} paints no marks: set label.marks to 1")
+      raise InputError(
+        f"{self._label.tracker} paints no marks, or evaluate.tracker_protocol is 'release': set "
+        "label.marks to 1"
+      )
     render = _make_render(self._config)
     # Random access: every process can read every batch.
     data = loader.make_loader(
@@ -259,14 +272,25 @@ def _write_shard(path: Path, records: list[Record]) -> None:
 
   A kill leaves what was written so far under a name that nobody reads; it stays there, for whether
   its writer lives on another machine cannot be told.
+
+  Raises:
+    SaveError: there is no room.
   """
   from array_record.python.array_record_module import ArrayRecordWriter
 
   with whole_files.writing(path) as partial:
-    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
-    for record in records:
-      writer.write(labels.encode(record))
-    writer.close()
+    encoded = [labels.encode(record) for record in records]
+    try:
+      writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+      for record in encoded:
+        writer.write(record)
+      writer.close()
+    # This is how it tells of a full disk.
+    except RuntimeError as error:
+      reason = first_line(error)
+      raise SaveError(
+        f"{path} could not be written ({reason}): make room, and the same command goes on with it"
+      ) from None
 
 
 def _drop_if_cut_short(path: Path) -> None:
@@ -299,7 +323,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
   if not path.is_file() or not any(path.parent.glob("*.arrayrecord")):
     return
   try:
-    stored = checkpoint.flat(json.loads(path.read_text())["settings"])
+    stored = checkpoint.flat({"evaluate": named.BEFORE_KEYS})
+    stored |= checkpoint.flat(json.loads(path.read_text())["settings"])
   except (ValueError, KeyError, TypeError, AttributeError):
     raise InputError(f"{path} is damaged; delete it or take another workdir") from None
   now = checkpoint.flat(settings)
@@ -312,7 +337,8 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
 def _stored_numbers(path: Path) -> dict[str, Any] | None:
   """What is said of a shard; None where it must be made, or made again after a power cut."""
   try:
-    return json.loads(path.with_suffix(".json").read_text()) if path.exists() else None
+    numbers = json.loads(path.with_suffix(".json").read_text()) if path.exists() else None
+    return None if numbers is None else whole_files.with_nan(numbers)
   except (OSError, ValueError):
     return None
 

@@ -13,6 +13,7 @@ from cwm_jax import processes
 # Between the processes' questions to each other: seconds, a small part of the time that a cluster
 # gives between SIGTERM and the end, and steps, a question being nothing beside so many of them.
 _ASK_EVERY_S, _ASK_EVERY_STEPS = 10.0, 10
+_LATE, _SIGNALLED = 1.0, 2.0  # what a process raises; the highest one is heard
 
 
 class Leaving:
@@ -20,6 +21,7 @@ class Leaving:
 
   def __init__(self):
     self.why = ""
+    self.told = False  # whether SIGTERM, to whichever process, is why; the same in every process
     self._began = time.monotonic()
     self._seconds = self._last_step = float("inf")
     self._signalled = False
@@ -51,32 +53,38 @@ class Leaving:
 
   def now(self, step: int) -> bool:
     """Whether to leave at this step; the same answer in every process."""
+    if step >= self._last_step:
+      self.why = "stop_after"
+      return True
     late = time.monotonic() - self._began > self._seconds
-    ended = step >= self._last_step
-    if not ended and not self.agreed(self._signalled or late, step):
+    mine = _SIGNALLED if self._signalled else _LATE * late
+    raised = self._highest(mine, step)
+    if not raised:
       return False
-    if self._signalled:
-      self.why = "SIGTERM"
-    else:
-      self.why = "stop_after" if ended or late else "another process leaves"
+    self.told = raised == _SIGNALLED
+    self.why = {0.0: "another process leaves", _LATE: "stop_after", _SIGNALLED: "SIGTERM"}[mine]
     return True
 
   def agreed(self, flag: bool, step: int) -> bool:
-    """Whether any process raised its flag; all must ask at the same steps.
+    """Whether any process raised its flag; all must ask at the same steps."""
+    return bool(self._highest(float(flag), step))
+
+  def _highest(self, value: float, step: int) -> float:
+    """The highest value of any process, or 0 between two questions.
 
     A question waits for the slowest process. Several processes therefore ask only every few steps,
-    or at every step where steps are slow; between questions the answer is no. Which steps these are
-    follows from what all were told at the last one, never from a clock of their own.
+    or at every step where steps are slow. Which steps these are follows from what all were told at
+    the last one, never from a clock of their own.
     """
     if jax.process_count() == 1:
-      return flag
+      return value
     # What came before the first question says nothing of how long a step takes.
     last, when = self._asked or (step, self._began)
     if last < step < self._ask_at:
-      return False
+      return 0.0
     now = time.monotonic()
-    raised, seconds = processes.highest(flag, now - when)
+    raised, seconds = processes.highest(value, now - when)
     if last < step or self._asked is None:
       steps = int(_ASK_EVERY_S * (step - last) / max(seconds, 1e-6))
       self._asked, self._ask_at = (step, now), step + min(max(steps, 1), _ASK_EVERY_STEPS)
-    return bool(raised)
+    return raised

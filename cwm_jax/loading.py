@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from jax.tree_util import Partial
 
 from cwm_jax import models
 from cwm_jax.counterfactual import masks as masks_lib
-from cwm_jax.pretrained import learned_marks, mark_files, weights
+from cwm_jax.pretrained import learned_marks, mark_files, sections, weights
 from cwm_jax.types import InputError, Prediction
+
+_LOG = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -60,6 +63,12 @@ def predictor(
     mark = config["mark"]
   model = models.in_dtype(config["model"], dtype, attention_dtype)
   ratio = model["mask_ratio"] if mask_ratio is None else mask_ratio
+  if not sections.predicts_colours(config):
+    _LOG.warning(
+      "%s predicts patches without their brightness and contrast (pretrain.target), and so they "
+      "are drawn",
+      path,
+    )
   (h, w), patch = model["image_hw"], model["patch"]
   grid_hw = (h // patch, w // patch)
   num_visible = grid_hw[0] * grid_hw[1] + masks_lib.num_visible_patches(grid_hw, ratio)

@@ -1,8 +1,9 @@
 """Job entry: `python -m cwm_jax.main --config configs/pretrain_tiny.py --workdir DIR`.
 
-Exit codes: 0 done or left cleanly; 2 something given cannot be used; 3 the loss is not finite; 4 a
-checkpoint could not be written or another process was lost, and the same command, given again, goes
-on from the last checkpoint.
+Exit codes: 0 done or left cleanly; 1 a traceback, for good; 2 something given cannot be used; 3 the
+loss is not finite; 4 a checkpoint could not be written or another process was lost, and the same
+command, given again, goes on from the last checkpoint; 5, with --distributed only, SIGTERM had the
+job save and leave before its end, and it goes on likewise.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +20,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from cwm_jax.types import InputError, SaveError
+from cwm_jax import workdirs
+from cwm_jax.types import InputError, SaveError, first_line
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -76,7 +79,7 @@ def _do() -> None:
     # Before joining, at which JAX takes stock of its devices.
     sharding.play_devices(config.cpu_devices)
     watch = _join() if _DISTRIBUTED.value else None
-    _work(config, _WORKDIR.value)
+    told = _work(config, _WORKDIR.value)
   except InputError as error:
     _leave(watch, str(error), 2)
   except Exception as error:
@@ -91,6 +94,10 @@ def _do() -> None:
     _leave(watch, f"{type(error).__name__}, see above", 1)
   if watch is not None:
     watch.close()
+    if told:
+      from cwm_jax import supervision
+
+      sys.exit(supervision.LEFT_EARLY)
 
 
 def _known(error: Exception) -> int | None:
@@ -128,15 +135,18 @@ def _join():
       heartbeat_timeout_seconds=int(_LOST_AFTER.value * 2),
     )
   except (ValueError, RuntimeError) as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise InputError(
       f"--distributed: the other processes cannot be joined ({reason}); JAX finds them by Slurm, "
       "MPI, Kubernetes or a TPU's own means, or by --coordinator, --processes and --process"
     ) from error
+  # JAX's notifier of preemption takes SIGTERM for itself; jobs that save at it say so themselves.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   return processes.watch_others(lost_after=_LOST_AFTER.value)
 
 
-def _work(config, workdir: str) -> None:
+def _work(config, workdir: str) -> bool:
+  """Does the config's job; returns whether SIGTERM ended it early, the same in every process."""
   import jax
 
   from cwm_jax import compilation_cache
@@ -147,7 +157,7 @@ def _work(config, workdir: str) -> None:
   if config.job == "train":
     from cwm_jax import train
 
-    train.train(config, workdir)
+    return train.run(config, workdir).told
   elif config.job == "evaluate":
     from cwm_jax import evaluate
 
@@ -155,7 +165,7 @@ def _work(config, workdir: str) -> None:
   elif config.job == "label":
     from cwm_jax import label
 
-    label.run(config, workdir)
+    return not label.run(config, workdir)["complete"]
   elif config.job == "prepare":
     from cwm_jax import prepare
 
@@ -167,6 +177,7 @@ def _work(config, workdir: str) -> None:
   else:
     jobs = "train, evaluate, label, prepare, study"
     raise InputError(f"config.job is {config.job!r}; the jobs are: {jobs}")
+  return False
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -178,6 +189,7 @@ def _parse(argv: list[str]) -> list[str]:
     for name in ("config", "workdir"):
       if flags.FLAGS[name].value is None:
         raise InputError(f"--{name} is needed")
+    workdirs.local(_WORKDIR.value)
     # A file that could not be loaded complains when it is first used: use it here.
     flags.FLAGS["config"].value.job  # noqa: B018
     return left

@@ -23,14 +23,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cwm_jax import supervision, whole_files
+from cwm_jax import supervision, whole_files, workdirs
 from cwm_jax.data import clips, listing
-from cwm_jax.types import InputError, SaveError
+from cwm_jax.types import InputError, SaveError, first_line
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 _WORK = "unfinished"
+_FRUITLESS = 3  # times that workers may end without having finished or begun anything
 
 
 class _Shard(NamedTuple):
@@ -46,6 +47,10 @@ class _Shard(NamedTuple):
 
 def run(config: Any, workdir: str | os.PathLike) -> Path:
   """Prepares what `config.prepare` asks for; see `prepare`."""
+  import jax
+
+  if jax.process_count() > 1:
+    raise InputError("videos are prepared by one process, with prepare.workers of its own")
   settings = config.prepare
   how = clips.Cut(**{name: settings[name] for name in clips.Cut._fields})
   return prepare(
@@ -74,28 +79,36 @@ def prepare(
     The dataset's folder, for `data.sources.tfds.data_dir` or `tfds.builder_from_directory`.
 
   Raises:
-    InputError: settings that cannot be used, no videos, no clip in any of them, or an `out` that
-      was begun with other videos or settings.
-    SaveError: a shard cannot be written.
+    InputError: settings that cannot be used, no videos, no clip in any of them, workers that do not
+      begin, or an `out` that was begun with other videos or settings or is in use.
+    SaveError: a shard, or what goes with it, cannot be written.
   """
   if how.frames < 2 or how.fps <= 0 or how.short_side < 1 or not 1 <= how.quality <= 95:
     raise InputError(f"clips cannot be cut like this (2 frames or more, quality 1 to 95): {how}")
   if shard_videos < 1 or workers < 0 or how.limit < 0:
     raise InputError("shard_videos is 1 or more; workers and limit are 0 or more")
-  # Here, not above: workers import this module, and have no need of JAX.
-  from cwm_jax.checkpoint import check_writable
-
   paths = listing.list_videos(videos)
   root = os.fspath(videos) if os.path.isdir(videos) else os.path.dirname(os.path.abspath(videos))
-  check_writable(out)
-  folder = Path(out).absolute() / clips.NAME / clips.VERSION
-  work = folder / _WORK
+  place = workdirs.check_writable(out)
+  folder = place / clips.NAME / clips.VERSION
   begun = dict(how=how._asdict(), shard_videos=shard_videos, videos=_digest(paths, root))
-  if _is_done(folder, begun):
-    log.info("%s is prepared already", folder)
-    return folder
+  with workdirs.telling(place), workdirs.held(place):
+    if _is_done(folder, begun):
+      log.info("%s is prepared already", folder)
+    else:
+      _prepare(folder, begun, paths, root, how, workers)
+  return folder
+
+
+def _prepare(
+  folder: Path, begun: dict[str, Any], paths: list[str], root: str, how: clips.Cut, workers: int
+) -> None:
+  work, shard_videos = folder / _WORK, begun["shard_videos"]
   work.mkdir(parents=True, exist_ok=True)
   _begin(work / "begun.json", begun)
+  # What a run that was killed was reading and writing just then.
+  for left_over in (*work.glob("*.reading"), *work.glob("*.partial")):
+    left_over.unlink()
   count = -(-len(paths) // shard_videos)
   shards = [
     _Shard(os.fspath(work), i, root, paths[i::count], how, frozenset()) for i in range(count)
@@ -104,29 +117,54 @@ def prepare(
   log.info("%d videos, %d shards, of which %d are left", len(paths), count, len(left))
   _write_all(left, workers, done=count - len(left), count=count)
   _finish(folder, [json.loads(_note(shard).read_text()) for shard in shards], begun)
-  return folder
 
 
 def _write_all(left: list[_Shard], workers: int, *, done: int, count: int) -> None:
-  """Writes shards; a video that ends the process that reads it, twice, is left out."""
-  began, clip_count = time.monotonic(), 0
+  """Writes shards; a video that ends the process that reads it, twice, is left out.
+
+  Raises:
+    InputError: workers end, again and again, before they read anything.
+  """
+  # Here, not above: workers import this module, and have no need of JAX.
+  from cwm_jax.progress import format_seconds
+
+  began, clip_count, done_before = time.monotonic(), 0, done
   waiting, suspects = collections.deque(left), collections.deque()
   deaths = collections.Counter()
+  fruitless = 0
   while waiting or suspects:
     # When a worker dies, any shard in the making may be to blame: each of them is tried alone.
     batch = [suspects.popleft()] if suspects else [waiting.popleft() for _ in range(len(waiting))]
     deadly = frozenset(video for video, times in deaths.items() if times > 1)
+    fruitless += 1
     for shard, note in _write_some([shard._replace(deadly=deadly) for shard in batch], workers):
       if note is not None:
-        done, clip_count = done + 1, clip_count + note["clips"]
-        rate = clip_count / max(1e-6, time.monotonic() - began)
-        log.info("shard %d of %d: %d clips, %.1f clips/s", done, count, note["clips"], rate)
-      elif not _reading(shard).exists():
+        fruitless, done, clip_count = 0, done + 1, clip_count + note["clips"]
+        took = max(1e-6, time.monotonic() - began)
+        log.info(
+          "shard %d of %d: %d clips, %.1f clips/s  eta %s",
+          *(done, count, note["clips"], clip_count / took),
+          format_seconds(took / (done - done_before) * (count - done)),
+        )
+        continue
+      # A worker that is not yet ended may take its file away meanwhile.
+      try:
+        video = _reading(shard).read_text()
+      except FileNotFoundError:
         waiting.append(shard)
-      else:
-        suspects.append(shard)
-        if len(batch) == 1:
-          deaths[_reading(shard).read_text()] += 1
+        continue
+      fruitless = 0
+      suspects.append(shard)
+      if len(batch) == 1:
+        deaths[video] += 1
+      # Its next worker may end before it reads anything.
+      _reading(shard).unlink(missing_ok=True)
+    if fruitless == _FRUITLESS:
+      raise InputError(
+        f"workers ended {fruitless} times before they read anything; what they said is above: a "
+        'script needs `if __name__ == "__main__":` around its call, each worker memory of its own; '
+        "with workers=0 there are none"
+      )
 
 
 def _write_some(shards: list[_Shard], workers: int):
@@ -158,42 +196,39 @@ def _write(shard: _Shard) -> dict[str, Any]:
 
   described = clips.features()
   note = dict(index=shard.index, clips=0, bytes=0, sha256="", sources=[], skipped=[])
-  partial = _records(shard).with_suffix(".partial")
   try:
-    # One record a group: pairs are read from anywhere.
-    writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
-    for path in shard.videos:
-      name = os.path.relpath(path, shard.root)
-      _reading(shard).write_text(path)
-      cut, why = 0, ""
-      try:
-        if path in shard.deadly:
-          raise InputError("ends the process that reads it")
-        for clip in clips.cut(path, shard.how):
-          writer.write(clips.serialise(described, clip, name))
-          cut += 1
-      except InputError as error:
-        why = str(error)
-      note["clips"] += cut
-      if cut:
-        note["sources"].append(dict(path=name, clips=cut, sha256=whole_files.sha256(path)))
-      if why:
-        note["skipped"].append(dict(path=name, why=why, after_clips=cut))
-    writer.close()
-    note["bytes"], note["sha256"] = partial.stat().st_size, whole_files.sha256(partial)
-    # A power cut must not leave a name without what belongs there.
-    with open(partial, "rb") as file:
-      os.fsync(file.fileno())
-    os.replace(partial, _records(shard))
+    with whole_files.writing(_records(shard)) as partial:
+      # One record a group: pairs are read from anywhere.
+      writer = ArrayRecordWriter(os.fspath(partial), "group_size:1")
+      for path in shard.videos:
+        name = os.path.relpath(path, shard.root)
+        _reading(shard).write_text(path)
+        cut, why = 0, ""
+        try:
+          if path in shard.deadly:
+            raise InputError("ends the process that reads it")
+          for clip in clips.cut(path, shard.how):
+            writer.write(clips.serialise(described, clip, name))
+            cut += 1
+        except InputError as error:
+          why = str(error)
+        note["clips"] += cut
+        if cut:
+          note["sources"].append(dict(path=name, clips=cut, sha256=whole_files.sha256(path)))
+        if why:
+          note["skipped"].append(dict(path=name, why=why, after_clips=cut))
+      writer.close()
+      note["bytes"], note["sha256"] = partial.stat().st_size, whole_files.sha256(partial)
     whole_files.write_json(_note(shard), note)
   # ArrayRecord tells of a full disk by a RuntimeError.
   except (OSError, RuntimeError) as error:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     raise SaveError(
       f"shard {shard.index} could not be written ({reason}): make room, and the same command goes "
       "on with it"
     ) from None
-  _reading(shard).unlink()
+  # Where a file system knows no locks, another run may have taken it away.
+  _reading(shard).unlink(missing_ok=True)
   return note
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _HERE, _FAILED = "cwm_jax/here", "cwm_jax/failed"
 _DONE = "done"
-_FINAL = (2, 3)  # exit codes: something given cannot be used, the loss is not finite
+_FINAL = (1, 2, 3)  # exit codes: a traceback, something given is of no use, the loss is not finite
 
 
 def any_process(flag: bool) -> bool:
@@ -40,6 +40,42 @@ def highest(*values: float) -> tuple[float, ...]:
 
   told = multihost_utils.process_allgather(np.array(values, np.float32))
   return tuple(np.max(told, axis=0).tolist())
+
+
+def total(count: int) -> int:
+  """The sum of all processes' counts; all must ask at the same point."""
+  if jax.process_count() == 1:
+    return count
+  from jax.experimental import multihost_utils
+
+  return int(multihost_utils.process_allgather(np.array(count, np.int32)).sum())
+
+
+def everyone(value: bytes) -> list[bytes]:
+  """One value of every process, in their order; all must ask at the same point.
+
+  Args:
+    value: this process's; they may differ in length.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  from jax.experimental import multihost_utils
+
+  lengths = multihost_utils.process_allgather(np.array(len(value), np.int32)).reshape(-1)
+  padded = np.zeros(max(1, int(lengths.max())), np.uint8)
+  padded[: len(value)] = np.frombuffer(value, np.uint8)
+  told = multihost_utils.process_allgather(padded)
+  return [row[:length].tobytes() for row, length in zip(told, lengths)]
+
+
+def of_first_process(value: bytes) -> bytes:
+  """What the first process holds, on every process; all must ask at the same point."""
+  return everyone(value)[0]
+
+
+def meet() -> None:
+  """Returns once all processes are at this point."""
+  any_process(False)
 
 
 def watch_others(*, lost_after: float) -> Watch:
@@ -81,8 +117,8 @@ class Watch:
   def failed(self, sentence: str, code: int) -> None:
     """Tells the others that this process leaves, with which exit code, and why; they leave too.
 
-    What a new start does not cure (2 and 3) they leave for with the same code, so that the job ends
-    whichever process its launcher asks; for anything else, to be started again.
+    What a new start does not cure (1, 2 and 3) they leave for with the same code, so that the job
+    ends whichever process its launcher asks; for anything else, to be started again.
     """
     self._ended.set()
     self._say(_FAILED, f"{code} {sentence}")

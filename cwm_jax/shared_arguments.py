@@ -65,7 +65,11 @@ def add_reading(
 def add_out(parser: argparse.ArgumentParser, out: str) -> None:
   """Adds where things are written, by default `out`, and how the outcome is printed."""
   parser.add_argument(
-    "--out", default=out, metavar="DIR", help=f"folder for what is written (default: {out})"
+    "--out",
+    type=values.folder,
+    default=out,
+    metavar="DIR",
+    help=f"folder for what is written (default: {out})",
   )
   add_json(parser)
 

@@ -33,12 +33,9 @@ _LOG = logging.getLogger(__name__)
 LEARNED = {"learned": "plain", "learned_white": "white"}
 # What decides a training; a digest of the predictor's weights goes with it.
 _SECTIONS = ("total", "seed", "init_from", "perturber", "joint", "flow_predictor", "optim", "data")
-# Of these, what says only where files lie, or where and how quickly it runs. How the perturber
-# begins is in the mark's name.
-_FREE = re.compile(
-  r"joint\.(weights|points_at_once)|perturber\.(init|file)|optim\.accumulate"
-  r"|flow_predictor\.(remat|attention_impl)|data\.(num_workers|prefetch)"
-)
+# Of these, what says only where files lie, or how it runs. How the perturber begins is in the
+# mark's name.
+_FREE = re.compile(rf"{checkpoint.HOW_IT_RUNS}|joint\.weights|perturber\.(init|file)")
 # Notes of before these were noted say nothing about them.
 _LATER = ("init_from", "data", "mark")
 
@@ -99,7 +96,7 @@ def read_kept(path: Path) -> tuple[dict[str, Any], dict[str, float]]:
   """
   try:
     found = json.loads(path.read_text())
-    return dict(found["settings"]), dict(found["numbers"])
+    return dict(found["settings"]), whole_files.with_nan(dict(found["numbers"]))
   except (ValueError, KeyError, TypeError):
     raise InputError(f"{path} is damaged; delete it") from None
 

@@ -14,6 +14,9 @@ from collections.abc import Callable
 
 # Exit code of a run that goes on from its last checkpoint when it is started again.
 START_AGAIN = 4
+# Of one of a cluster's processes that SIGTERM had save and leave before its end, also where another
+# one got the signal: to whoever starts such jobs, 0 would mean that it is done.
+LEFT_EARLY = 5
 
 
 def supervise(work: Callable[[], None]) -> int:
@@ -25,13 +28,18 @@ def supervise(work: Callable[[], None]) -> int:
   Returns:
     The exit code: `work`'s own, or START_AGAIN when a signal ended it.
   """
+  # Whoever is told to leave before both are ready is told then.
+  told = (signal.SIGTERM, signal.SIGINT)
+  signal.pthread_sigmask(signal.SIG_BLOCK, told)
   parent, child = os.getpid(), os.fork()
   if not child:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     work()
     return 0
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in told:
     signal.signal(number, lambda number, _: os.kill(child, number))
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
   code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   if code >= 0:
     return code

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from cwm_jax import commands, inputs, terminal, viz
 from cwm_jax.types import InputError, PointFlow, Tracks
 
+_FILES = ("tracks.npz", "tracks.csv", "overlay.mp4")
 _SMALL = 360  # videos whose shorter side is below this are enlarged before they are drawn on
 
 
@@ -35,6 +36,7 @@ def run(
 
   Frames are decoded as they are needed, so a long video takes no more memory than a short one. When
   it is interrupted, or the video proves to be damaged half-way, the tracks up to there are written.
+  With new tracks all files of older ones go.
 
   Args:
     video: file or folder of frames.
@@ -60,7 +62,9 @@ def run(
     finished = list(columns)
     tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*finished)))
     kept_s = np.array(times_s[: len(finished)])
-    return [save(folder / name, tracks, queries, clip.size_hw, kept_s) for name in names]
+    saved = [save(folder / name, tracks, queries, clip.size_hw, kept_s) for name in names]
+    inputs.remove_old((folder / name for name in _FILES if name not in names), given=video)
+    return saved
 
   def save_early() -> str:
     if not columns:
@@ -80,7 +84,8 @@ def run(
       files = save_finished()
   tracks = Tracks(*(np.stack(values, axis=1) for values in zip(*columns)))
   if overlay:
-    files.append(_draw(folder / "overlay.mp4", clip, tracks, queries, times_s))
+    told = f"the tracks are in {' and '.join(map(str, files))}"
+    files.append(_draw(folder / "overlay.mp4", clip, tracks, queries, times_s, told))
   _report(tracks, queries, seconds, files, as_json=as_json)
 
 
@@ -90,11 +95,13 @@ def save(
   queries_tyx: Float[np.ndarray, "n 3"],
   size_hw: tuple[int, int],
   times_s: Float[np.ndarray, " t"] | None = None,
+  frame_indices: Int[np.ndarray, " t"] | None = None,
 ) -> Path:
   """Writes tracks as `.npz`, or as a table where the path ends in `.csv`.
 
   The `.npz` holds tracks_xy [N, T, 2], occluded and confidence [N, T], queries_tyx [N, 3], size_hw
-  [2], and times_s [T] where they are known. The table has a row a point and frame: point, t, x, y,
+  [2], and where they are given times_s [T] and frame_indices [T], which of the clip's frames those
+  tracked are, where they are not all. The table has a row a point and frame: point, t, x, y,
   occluded (0 or 1), confidence.
 
   Raises:
@@ -109,7 +116,9 @@ def save(
     "queries_tyx": queries_tyx,
     "size_hw": np.array(size_hw),
   }
-  return inputs.save_arrays(path, **arrays, **({} if times_s is None else {"times_s": times_s}))
+  told = {"times_s": times_s, "frame_indices": frame_indices}
+  arrays |= {name: values for name, values in told.items() if values is not None}
+  return inputs.save_arrays(path, **arrays)
 
 
 def _save_table(path: Path, tracks: Tracks) -> Path:
@@ -144,7 +153,10 @@ def _noting_times(timed, times_s: list[float]) -> Iterator[np.ndarray]:
     yield frame
 
 
-def _draw(path: Path, clip: inputs.Clip, tracks: Tracks, queries, times_s: Sequence[float]) -> Path:
+def _draw(
+  path: Path, clip: inputs.Clip, tracks: Tracks, queries, times_s: Sequence[float], told: str
+) -> Path:
+  """Draws the tracks; where that cannot be finished, `told` says what there is without it."""
   count = tracks.visible.shape[1]
   drawn = viz.draw_tracks(
     terminal.progress(itertools.islice(clip.frames(), count), total=count, unit="frames drawn"),
@@ -156,7 +168,7 @@ def _draw(path: Path, clip: inputs.Clip, tracks: Tracks, queries, times_s: Seque
 
   def discard() -> str:
     viz.partial_path(path).unlink(missing_ok=True)
-    return ""
+    return told
 
   with terminal.keeping(discard):
     return viz.write_mp4(path, drawn, fps=clip.fps, times_s=times_s)

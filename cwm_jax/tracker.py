@@ -367,7 +367,7 @@ class Tracker:
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
     point = np.asarray(point_xy, np.float32)
-    tracking.check_inside(point.reshape(-1, 2), video_hw)
+    tracking.check_inside(point, video_hw)
     answer = self._engine.ask_program(program, (one, two), point, video_hw, named)
     return jax.tree.map(np.asarray, answer)
 
@@ -375,7 +375,7 @@ class Tracker:
     one, video_hw = self._frame(frame1, None)
     two, video_hw = self._frame(frame2, video_hw)
     point = np.asarray(point_xy, np.float32).reshape(-1)
-    tracking.check_inside(point[None], video_hw)
+    tracking.check_inside(point, video_hw)
     asked = (self._engine, (one, two), point, video_hw)
     return explanations.growing(*asked, masks_at_once=masks_at_once)
 

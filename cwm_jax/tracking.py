@@ -80,10 +80,12 @@ def read_grid(points_xy: Any) -> Float[np.ndarray, "gy gx 2"]:
 
 
 def check_inside(points_xy: np.ndarray, size_hw: tuple[int, int]) -> None:
-  """Raises InputError unless all points (x, y) lie in an image of that size."""
+  """Raises InputError unless all points (x, y), at any depth, lie in an image of that size."""
+  if points_xy.shape[-1:] != (2,):
+    raise InputError(f"points are (x, y), [2] or [points, 2], not {list(points_xy.shape)}")
   h, w = size_hw
   inside = (points_xy >= 0).all(axis=-1) & (points_xy <= (w, h)).all(axis=-1)
-  if points_xy.shape[-1] != 2 or not inside.all():
+  if not inside.all():
     bad = points_xy[~inside][0]
     raise InputError(f"the point (x={bad[0]:g}, y={bad[1]:g}) lies outside the {w} x {h} frames")
 

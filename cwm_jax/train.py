@@ -8,7 +8,6 @@ the host prepares the next batch while the device works.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import time
 from collections.abc import Mapping
@@ -20,7 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cwm_jax import checkpoint, programs, progress, schedule, sharding, tasks, writers
+from cwm_jax import (
+  checkpoint,
+  processes,
+  programs,
+  progress,
+  schedule,
+  sharding,
+  tasks,
+  workdirs,
+  writers,
+)
 from cwm_jax import leaving as leaving_lib
 from cwm_jax.configs import base
 from cwm_jax.data import loader, rendering
@@ -29,8 +38,6 @@ from cwm_jax.types import InputError, TrainState
 
 log = logging.getLogger(__name__)
 
-# A full disk, a used-up quota, a file system that turned read-only or broke.
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _PICTURED = 8  # pairs of a batch that are drawn
 
 
@@ -39,14 +46,19 @@ class NonFiniteError(RuntimeError):
 
 
 class Outcome(NamedTuple):
-  """A run's last state, and the step at which `config.total` is reached, whatever its unit."""
+  """A run's last state, and where and why it ended.
+
+  total_steps: the step at which `config.total` is reached, whatever its unit.
+  told: whether SIGTERM, to whichever process of the job, ended it before.
+  """
 
   state: TrainState
   total_steps: int
+  told: bool
 
   @property
   def finished(self) -> bool:
-    """False where it was told to leave earlier."""
+    """False where it left earlier, told to or by `stop_after`."""
     return int(self.state.step) >= self.total_steps
 
 
@@ -66,20 +78,13 @@ def run(config: Any, workdir: str | Path) -> Outcome:
     The last state, which is also saved, and where the run ends.
 
   Raises:
-    InputError: a config, workdir, source or initial weights that cannot be used.
+    InputError: a config, source or initial weights that cannot be used, or a workdir, such as one
+      that another job is using.
     NonFiniteError: the loss stopped being a number; that state is not saved.
     SaveError: a checkpoint, or what goes with it, could not be written.
   """
-  try:
-    with contextlib.ExitStack() as stack:
-      return _train(config, Path(workdir).absolute(), stack)
-  except OSError as error:
-    if error.errno not in _UNWRITABLE:
-      raise
-    raise checkpoint.SaveError(
-      f"workdir {workdir} can no longer be written ({error.strerror}): make room or mend the disk, "
-      "and start again with the same command"
-    ) from error
+  with workdirs.working(workdir) as folder, contextlib.ExitStack() as stack:
+    return _train(config, folder, stack)
 
 
 def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> Outcome:
@@ -181,7 +186,8 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> Outcome:
     _check_finite(at, values, indices, checkpoints)
     meter.add(at, values)
     if schedule.is_due(at, log_every, last=total) or at == 1:
-      writer.write_scalars(at, {**meter.row(at), "skipped_items": data.skipped()})
+      skipped = processes.total(data.skipped())
+      writer.write_scalars(at, {**meter.row(at), "skipped_items": skipped})
 
   while True:
     leave = step >= total or leaving.now(step)
@@ -232,7 +238,7 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> Outcome:
 
   checkpoints.wait()
   log.info("left at step %d of %d: %s", step, total, "done" if step >= total else leaving.why)
-  return Outcome(state, total)
+  return Outcome(state, total, leaving.told)
 
 
 def _steps(config: Any, epoch_examples: int, value: int | str, name: str) -> int:

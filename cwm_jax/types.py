@@ -167,6 +167,11 @@ class TrainState(NamedTuple):
   ema: Any | None
 
 
+def first_line(error: Exception) -> str:
+  """What an exception says, as far as a sentence of ours holds it; its type where it is mute."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class InputError(ValueError):
   """Something the user gave cannot be used; the message is one sentence that says what to do."""
 

@@ -274,7 +274,7 @@ def write_mp4(
     times_s: when each frame comes on display, seconds, ascending; None spaces them evenly.
 
   Raises:
-    InputError: the path cannot be written, or there are no frames.
+    InputError: the path cannot be written, there are no frames, or H.264 cannot hold them.
   """
   path = Path(path)
   partial = partial_path(path)
@@ -298,7 +298,8 @@ def write_mp4(
         raise InputError(f"no frames to write to {path}")
       container.mux(stream.encode())
     os.replace(partial, path)
-  except OSError as error:
+  # Not all that FFmpeg raises is an OSError.
+  except (OSError, av.FFmpegError) as error:
     raise InputError(f"cannot write {path}: {error.strerror or error}") from None
   finally:
     partial.unlink(missing_ok=True)

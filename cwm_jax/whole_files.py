@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,33 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-  """Writes JSON, indented.
+  """Writes JSON, indented; see `to_json`.
 
   Raises:
     OSError: the path cannot be written.
   """
   with writing(path) as partial:
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(to_json(content, indent=1) + "\n")
+
+
+def to_json(content: Any, *, indent: int | None = None) -> str:
+  """JSON that every reader takes: it has no NaN and no infinity, so these are null."""
+  return json.dumps(_with_null(content), indent=indent, allow_nan=False)
+
+
+def with_nan(numbers: Any) -> Any:
+  """Numbers read from `to_json`, in mappings at any depth: what is null there is NaN again."""
+  if isinstance(numbers, Mapping):
+    return {name: with_nan(inner) for name, inner in numbers.items()}
+  return math.nan if numbers is None else numbers
+
+
+def _with_null(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {name: _with_null(inner) for name, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return [_with_null(inner) for inner in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -53,7 +53,7 @@ def by_masks(predict_fn, frames, masks, points_xy, *, patch, mark, counts, order
       response = multimask.average_over_masks(
         *sums, masks[None, :count], order=order, average="hidden"
       )
-      read = flow.read_out(response, point[None], readout="window", on_pixel=perturb.on_pixel(mark))
+      read = flow.read_out(response, point[None], readout="window", middle=perturb.middle(mark))
       found.append(read.xy[0])
     return jnp.stack(found)
 

@@ -227,16 +227,14 @@ def main() -> int:
   flags = f"--xla_force_host_platform_device_count={options.devices}"
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
   os.environ["JAX_PLATFORMS"] = "cpu"
-  from cwm_jax import sharding
+  from cwm_jax import jobs, sharding
   from cwm_jax.types import InputError
 
   try:
     if not Path(options.config.partition(":")[0]).is_file():
       raise InputError(f"there is no file {options.config.partition(':')[0]}")
     config = _load(options.config)
-    for change in options.set:
-      key, _, value = change.partition("=")
-      config.update_from_flattened_dict({key: json.loads(value) if value else ""})
+    jobs.set_keys(config, options.set)
     if "model" in config and config.model.attention_impl in ("", "cudnn"):
       # As accelerators do it without a kernel; a fused one needs less memory.
       config.model.attention_impl = "xla"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import given_folders
 import pytest
 from absl import flags
 from jaxtyping import install_import_hook
@@ -18,9 +19,12 @@ install_import_hook("cwm_jax", "typechecker.check")
 # Grain's worker processes read absl flags, which nothing has parsed under pytest.
 flags.FLAGS.mark_as_parsed()
 
-# Most of the suite's time is compiling. What is about numbers or speed is compiled as for users, by
-# the fixture `fully_optimised`.
+# Most of the suite's time is compiling. What is about numbers or speed is optimised as for users,
+# by the fixture `fully_optimised`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's older generator of CPU code takes two thirds of the time. That users' programs, by the newer
+# one, give the stored numbers too is tested in tests/parity/test_as_users_compile.py.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 # Saves compile time from one run to the next; nothing depends on what is in it.
 os.environ.setdefault(
@@ -31,7 +35,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 @pytest.fixture(scope="module")
 def fully_optimised():
-  """Programs that this module compiles are those that a user's process would compile."""
+  """This module's programs are fully optimised, as users' are, though by XLA's older generator."""
   import jax
 
   jax.config.update("jax_disable_most_optimizations", False)
@@ -41,36 +45,16 @@ def fully_optimised():
   jax.config.update("jax_disable_most_optimizations", before)
 
 
-def _folder_named_by(variable: str) -> Path:
-  """The folder that an environment variable names; skips the test, or fails it where CI=true."""
-  value = os.environ.get(variable, "")
-  if value and Path(value).is_dir():
-    return Path(value)
-  reason = f"set {variable} to an existing folder to run this test (it is {value!r})"
-  if os.environ.get("CI", "").lower() in ("1", "true"):
-    pytest.fail(reason)
-  pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def cwm_data() -> Path:
   """The folder of real videos, tracks and flow files."""
-  return _folder_named_by("CWM_DATA")
-
-
-class _Extract(type(Path())):
-  """A folder that holds a part of a set: a test that needs more of it is skipped."""
-
-  def __truediv__(self, name):
-    path = Path(str(self), name)
-    if not path.exists():
-      pytest.skip(f"set CWM_GOLDENS to a whole set to run this test; the extract lacks {name}")
-    return path
+  return given_folders.named_by("CWM_DATA")
 
 
 @pytest.fixture(scope="session")
 def cwm_goldens() -> Path:
   """The folder of stored reference values: CWM_GOLDENS, or the extract that comes with us."""
   if os.environ.get("CWM_GOLDENS"):
-    return _folder_named_by("CWM_GOLDENS")
-  return _Extract(Path(__file__).parent.parent / "third_party" / "opt_cwm" / "goldens")
+    return given_folders.named_by("CWM_GOLDENS")
+  extract = Path(__file__).parent.parent / "third_party" / "opt_cwm" / "goldens"
+  return given_folders.Extract(extract)

@@ -71,6 +71,23 @@ def test_a_second_run_computes_nothing_again_and_adds_what_is_new(config, tmp_pa
     assert rows.count(f'"tapvid/first/{name}/num_clips"') == 1
 
 
+def test_numbers_that_are_not_known_are_null_in_the_file_and_nan_when_gone_on_with(
+  config, tmp_path
+):
+  first = evaluate.run(config, tmp_path / "out")["tapvid/first"]["zero"]
+  # Zero motion never says that a point is hidden.
+  assert np.isnan(first["mean/occlusion_f1"])
+
+  def refuse(constant):
+    raise ValueError(f"{constant} is not JSON")
+
+  text = (tmp_path / "out" / "results.json").read_text()
+  kept = json.loads(text, parse_constant=refuse)["numbers"]["tapvid/first"]["zero"]
+  assert kept["mean/occlusion_f1"] is None
+  again = evaluate.run(config, tmp_path / "out")["tapvid/first"]["zero"]
+  np.testing.assert_equal(again, first)
+
+
 class _Shifted(trackers.PairTracker):
   """Answers that every point moves so many pixels to the right."""
 
@@ -210,6 +227,40 @@ def test_a_clip_s_answers_of_other_weights_are_asked_again(
   assert _moved(tmp_path / "out", "model") == 2
 
 
+def test_answers_asked_in_another_manner_are_not_taken_where_the_table_is_lost(
+  config, tmp_path, weights_files, monkeypatch
+):
+  out, a = tmp_path / "out", weights_files[0]
+  config.evaluate.update(trackers=(str(a), "zero"), overlays=0)
+  evaluate.run(config, out)
+  asked = []
+  ask = tapvid_answers.ask
+  monkeypatch.setattr(
+    tapvid_answers,
+    "ask",
+    lambda tracker, *given, **named: asked.append(tracker) or ask(tracker, *given, **named),
+  )
+
+  def again(**changes):
+    asked.clear()
+    config.evaluate.update(changes)
+    (out / "results.json").unlink()
+    evaluate.run(config, out)
+    return [isinstance(tracker, _Shifted) for tracker in asked]
+
+  assert again() == []
+  # Zero motion is the same however predictors are asked.
+  assert again(zoom=4) == [True, True]
+  assert again(memory_budget=1e6) == []
+  assert again(resolution="16x16").count(False) == 2
+  # Files from before the manner was noted are taken as they are.
+  for path in (out / "answers").rglob("*.npz"):
+    with np.load(path) as kept:
+      answers = {name: kept[name] for name in kept if name != "manner"}
+    np.savez(path, **answers)
+  assert again(zoom=2) == []
+
+
 def test_a_refusal_of_a_folder_names_no_option_that_only_one_entry_has(config, tmp_path):
   evaluate.run(config, tmp_path / "out")
   config.evaluate.zoom = 3
@@ -217,6 +268,20 @@ def test_a_refusal_of_a_folder_names_no_option_that_only_one_entry_has(config, t
     evaluate.run(config, tmp_path / "out")
   (tmp_path / "out" / "results.json").write_text("{")
   with pytest.raises(InputError, match="delete it or take another folder"):
+    evaluate.run(config, tmp_path / "out")
+
+
+def test_results_from_before_a_key_was_there_are_of_what_held_then(config, tmp_path):
+  evaluate.run(config, tmp_path / "out")
+  path = tmp_path / "out" / "results.json"
+  stored = json.loads(path.read_text())
+  del stored["settings"]["tracker_protocol"]
+  stored["numbers"]["tapvid/first"]["zero"]["seconds"] = -1.0
+  path.write_text(json.dumps(stored))
+  assert evaluate.run(config, tmp_path / "out")["tapvid/first"]["zero"]["seconds"] == -1.0
+  path.write_text(json.dumps(stored))
+  config.evaluate.tracker_protocol = "release"
+  with pytest.raises(InputError, match="tracker_protocol"):
     evaluate.run(config, tmp_path / "out")
 
 
@@ -295,7 +360,7 @@ def test_the_config_s_arguments_choose_protocols_and_trackers(argument, protocol
   assert ("dis" in c.trackers) is (argument != "runlocal")
   released = eval_tapvid.get_config("release").evaluate
   assert released.protocols == ("release_first", "release_cfg") and released.zoom == 4
-  with pytest.raises(ValueError, match="strided, release or runlocal"):
+  with pytest.raises(ValueError, match="release_distilled or runlocal, not 'other'"):
     eval_tapvid.get_config("other")
 
 

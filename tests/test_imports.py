@@ -15,10 +15,11 @@ RANKS = {
   **dict.fromkeys(["types", "geometry", "schedule", "fingerprint", "processes", "whole_files"], 0),
   "supervision": -1,  # must not even import JAX
   **dict.fromkeys(["models", "data", "counterfactual", "viz", "sharding", "optim"], 1),
-  **dict.fromkeys(["checkpoint", "writers", "progress", "leaving", "step"], 1),
+  **dict.fromkeys(["writers", "progress", "leaving", "step", "workdirs"], 1),
+  "checkpoint": 2,
   "pretrained": 2,
   **dict.fromkeys(["tracker", "flow_tracker", "tracking", "loading", "explanations", "tasks"], 3),
-  "compilation_cache": 3,
+  **dict.fromkeys(["compilation_cache", "inherited_marks"], 3),
   **dict.fromkeys(["evals", "programs", "label_answers"], 4),
   **dict.fromkeys(["train", "evaluate", "label", "prepare"], 5),
   **dict.fromkeys(["main", "study", "cli", "commands", "conversion", "demo", "inputs"], 6),

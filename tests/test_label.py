@@ -63,6 +63,14 @@ def test_a_finished_job_given_again_changes_nothing(whole):
   assert before == {path.name: path.stat().st_mtime_ns for path in labels.find_shards(workdir)}
 
 
+def test_shards_from_before_a_key_was_there_are_of_what_held_then(whole, tmp_path):
+  shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+  manifest = json.loads((tmp_path / label.MANIFEST).read_text())
+  del manifest["settings"]["evaluate"]["tracker_protocol"]
+  (tmp_path / label.MANIFEST).write_text(json.dumps(manifest))
+  assert label.run(label_job.get_config(), tmp_path)["complete"]
+
+
 def test_a_job_that_goes_on_makes_what_is_missing_or_damaged_and_keeps_the_rows(whole, tmp_path):
   label.run(label_job.get_config(), tmp_path)
   _, second, third = labels.find_shards(tmp_path)

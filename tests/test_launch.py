@@ -13,6 +13,7 @@ import tiny_job
 import yaml
 
 LAUNCH = tiny_job.ROOT / "launch"
+WORKDIR = "/runs/my w"
 KEY = "--config.data.sources.video.paths=/a b"
 
 
@@ -27,7 +28,7 @@ def dry(script, *arguments, **variables):
 
 
 def job(script, **variables):
-  return dry(script, "configs/some.py:large", "/runs/w", KEY, **variables)
+  return dry(script, "configs/some.py:large", WORKDIR, KEY, **variables)
 
 
 @pytest.mark.parametrize("script", ["gpu", "multiprocess", "slurm", "kubernetes", "tpu"])
@@ -39,12 +40,21 @@ def test_without_a_config_and_a_workdir_a_script_says_how_to_call_it(script):
   assert f"launch/{script} [--dry-run] CONFIG WORKDIR" in done.stderr
 
 
+@pytest.mark.parametrize("script", ["gpu", "slurm", "tpu"])
+def test_a_bucket_is_refused_as_a_workdir_before_anything_is_started(script):
+  asked = ["bash", str(LAUNCH / script), "--dry-run", "configs/some.py", "gs://bucket/run"]
+  done = subprocess.run(asked, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (2, "")
+  [line] = done.stderr.splitlines()
+  assert "gs://bucket/run" in line and "gcsfuse" in line and "MOUNT" in line
+
+
 def test_gpu_runs_one_process_with_flags_that_hide_communication():
   flags, command = job("gpu", FSDP="4", XLA_FLAGS="--xla_mine=1").splitlines()
   assert "latency_hiding_scheduler=true" in flags and flags.endswith("--xla_mine=1")
   words = shlex.split(command)
   assert words[1:3] == ["-m", "cwm_jax.main"]
-  assert {"--config=configs/some.py:large", "--workdir=/runs/w", KEY} <= set(words)
+  assert {"--config=configs/some.py:large", f"--workdir={WORKDIR}", KEY} <= set(words)
   assert "--config.mesh.fsdp=4" in words and "--distributed" not in words
 
 
@@ -62,13 +72,40 @@ def test_multiprocess_starts_so_many_processes_that_find_each_other():
   assert all(shared <= set(line) for line in lines)
 
 
+def test_multiprocess_gives_each_process_a_gpu_of_its_own():
+  def visible(**variables):
+    lines = job("multiprocess", JAX_PLATFORMS="cuda", **variables).splitlines()
+    return [shlex.split(line)[:2] for line in lines]
+
+  assert visible(CUDA_VISIBLE_DEVICES="") == [
+    ["env", f"CUDA_VISIBLE_DEVICES={gpu}"] for gpu in (0, 1)
+  ]
+  given = visible(CUDA_VISIBLE_DEVICES="5,7")
+  assert given == [["env", f"CUDA_VISIBLE_DEVICES={gpu}"] for gpu in (5, 7)]
+
+
 def test_slurm_queues_a_script_that_runs_one_process_a_node():
   text = job("slurm", NODES="4", GPUS="2", PARTITION="big")
   script, _, last = text.rstrip().rpartition("\n")
-  assert shlex.split(last) == ["sbatch", "/runs/w/job.sbatch"]
+  assert shlex.split(last) == ["sbatch", f"{WORKDIR}/job.sbatch"]
   assert "#SBATCH --nodes=4" in script and "#SBATCH --partition=big" in script
   assert "JAX_LOCAL_DEVICE_IDS=0,1\n" in script
-  assert "srun --kill-on-bad-exit=0 --wait=120 " in script
+  [srun] = [line for line in script.splitlines() if line.startswith("srun ")]
+  # It has no CPUs of a task from the job, though the job asks for them.
+  assert {"--cpus-per-task=64", "--kill-on-bad-exit=0", "--wait=120"} <= set(srun.split())
+  [log] = [line for line in script.splitlines() if "--output" in line]
+  assert shlex.split(log)[-1] == f"#SBATCH --output={WORKDIR}/slurm-%j.log".split(" ", 1)[1]
+
+
+def test_slurm_lets_a_second_job_on_a_workdir_wait_for_the_first():
+  def name(workdir):
+    lines = dry("slurm", "configs/some.py", workdir).splitlines()
+    assert "#SBATCH --dependency=singleton" in lines
+    [line] = [line for line in lines if "--job-name" in line]
+    return line.partition("=")[2]
+
+  assert name("/runs/a/my w") == name("/runs/./a/my w") != name("/runs/b/my w")
+  assert name("/runs/a/my w").startswith("cwm-my_w-")
 
 
 def test_kubernetes_is_a_job_set_whose_pods_know_their_numbers():
@@ -77,7 +114,7 @@ def test_kubernetes_is_a_job_set_whose_pods_know_their_numbers():
   work = made["spec"]["replicatedJobs"][0]["template"]["spec"]
   assert work["parallelism"] == work["completions"] == 4
   [rule] = work["podFailurePolicy"]["rules"]
-  assert rule["onExitCodes"]["values"] == [2, 3]
+  assert rule["onExitCodes"]["values"] == [1, 2, 3]
   [container] = work["template"]["spec"]["containers"]
   assert {"--distributed", "--coordinator=cwm-host-0-0.cwm:8476", "--processes=4", KEY} <= set(
     container["args"]
@@ -104,6 +141,28 @@ def test_plan_tells_a_wrong_config_in_a_sentence():
   asked = [sys.executable, str(LAUNCH / "plan.py"), "no/such.py"]
   done = subprocess.run(asked, capture_output=True, text=True, timeout=120)
   assert (done.returncode, done.stderr) == (2, "error: there is no file no/such.py\n")
+
+
+def test_plan_sets_keys_that_are_words_numbers_and_none(monkeypatch, capsys):
+  monkeypatch.syspath_prepend(LAUNCH)
+  for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
+    monkeypatch.setenv(name, os.environ.get(name, ""))
+  import plan
+
+  monkeypatch.delitem(sys.modules, "plan")
+  monkeypatch.setattr(
+    plan,
+    "predict",
+    lambda config, *_: dict(
+      dtype=config.model.dtype, batch=config.data.batch_size, start=config.init_from
+    ),
+  )
+  words = ["model.dtype=bfloat16", "data.batch_size=256", "init_from="]
+  config = str(tiny_job.ROOT / "configs" / "pretrain_tiny.py")
+  monkeypatch.setattr(sys, "argv", ["plan", config, "--set", *words])
+  assert plan.main() == 0
+  row = dict(dtype="bfloat16", batch=256, start="")
+  assert json.loads(capsys.readouterr().out) == row
 
 
 def compare(tmp_path, old, new, *options):
@@ -138,3 +197,53 @@ def test_compare_tells_a_file_that_holds_no_rows_in_a_sentence(tmp_path):
     2,
     f"error: {tmp_path / 'old'}, line 1 is not a row of a benchmark\n",
   )
+
+
+# Stand in for a Python; each notes what it is asked. `whole` lies beside the others.
+SAYS = '#!/bin/sh\necho "$*" >> asked\n'
+WHOLE, NOTHING = SAYS, SAYS + "exit 1\n"
+LACKS_PIP = SAYS + '[ "$2" = ensurepip ] && exec cp whole .venv/bin/python\n'
+OUTSIDE = SAYS + '[ "$2" != venv ] || { mkdir -p .venv/bin; exec cp whole .venv/bin/python; }\n'
+
+
+@pytest.mark.parametrize(
+  "left, mended",
+  [
+    (None, "-m venv --clear .venv"),
+    (NOTHING, "-m venv --clear .venv"),
+    (LACKS_PIP, "-m ensurepip"),
+    (WHOLE, None),
+  ],
+  ids=["none", "neither pip nor ensurepip", "no pip", "whole"],
+)
+def test_setup_mends_an_environment_that_a_first_try_left_without_pip(tmp_path, left, mended):
+  (tmp_path / "launch").mkdir()
+  (tmp_path / "launch" / "setup").write_text((LAUNCH / "setup").read_text())
+  for name in ("launch/constraints.txt", "pyproject.toml"):
+    (tmp_path / name).touch()
+  pythons = {"whole": WHOLE, "outside": OUTSIDE}
+  if left is not None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    pythons[".venv/bin/python"] = left
+  for name, script in pythons.items():
+    (tmp_path / name).write_text(script)
+    (tmp_path / name).chmod(0o755)
+
+  def install(extras=""):
+    (tmp_path / "asked").unlink(missing_ok=True)
+    script = f'set -euo pipefail; source launch/setup; install "{extras}"'
+    env = os.environ | {"PYTHON": "./outside"}
+    done = subprocess.run(
+      ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+
+  asked = install()
+  assert asked[-1].startswith("-m pip install ")
+  made = [line for line in asked if line.startswith("-m venv") or line.endswith("ensurepip")]
+  assert made[-1:] == ([mended] if mended else [])
+  # The second time nothing is asked of anybody. What one extra brought is not what another brings.
+  assert install() == []
+  for extras in ("[dev]", "[cuda13]"):
+    assert f".{extras} " in install(extras)[-1] and install(extras) == install() == []

@@ -15,7 +15,7 @@ import tiny_job
 import yaml
 
 LAUNCH = tiny_job.ROOT / "launch"
-JOB = ("configs/some.py", "/runs/w")
+JOB = ("configs/some.py", "/runs/my w")
 
 
 def program(path, text):
@@ -89,7 +89,8 @@ def tell(asked, log, *, starts=1, number=signal.SIGTERM, **ways):
 
 
 @pytest.mark.parametrize(
-  "codes, starts, ended", [([4, 137, 0], 3, 0), ([2], 1, 2), ([3], 1, 3), ([4] * 9, 4, 4)]
+  "codes, starts, ended",
+  [([4, 137, 5, 0], 4, 0), ([1], 1, 1), ([2], 1, 2), ([3], 1, 3), ([4] * 9, 4, 4)],
 )
 def test_what_goes_on_from_its_checkpoint_is_started_again_and_what_is_wrong_is_not(
   tmp_path, codes, starts, ended
@@ -102,7 +103,8 @@ def test_what_goes_on_from_its_checkpoint_is_started_again_and_what_is_wrong_is_
 
 
 @pytest.mark.parametrize(
-  "codes, code", [([0, 0], 0), ([0, 4], 4), ([137, 4], 137), ([4, 2], 2), ([3, 4, 137], 3)]
+  "codes, code",
+  [([0, 0], 0), ([0, 4], 4), ([137, 4], 137), ([4, 2], 2), ([3, 4, 137], 3), ([4, 1], 1)],
 )
 def test_of_several_processes_the_one_at_fault_gives_the_job_its_exit_code(codes, code):
   text = (
@@ -122,16 +124,16 @@ def installed(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("code", [0, 143])
+@pytest.mark.parametrize("code, ended", [(5, 0), (143, 143)])
 @pytest.mark.parametrize("script, processes", [("gpu", 1), ("multiprocess", 2)])
 def test_a_script_that_is_told_to_leave_waits_until_all_have_saved_and_starts_none_again(
-  installed, script, processes, code, number
+  installed, script, processes, code, ended, number
 ):
   log = installed / "log"
   program(installed / ".venv" / "bin" / "python", training(log, code))
   asked = ["bash", str(installed / "launch" / script), *JOB]
   told = tell(asked, log, starts=processes, number=number, env=environment())
-  assert told == (code, ["start"] * processes + ["saved"] * processes)
+  assert told == (ended, ["start"] * processes + ["saved"] * processes)
 
 
 def test_a_script_that_is_told_to_leave_between_two_starts_leaves(tmp_path):
@@ -161,7 +163,9 @@ def slurm(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "code, queued", [(0, False), (2, False), (3, False), (4, True), (137, True)]
+  "code, queued",
+  # 5: the processes alone were told to leave, as when the job is preempted.
+  [(0, False), (1, False), (2, False), (3, False), (4, True), (5, True), (137, True)],
 )
 def test_slurm_queues_a_job_again_unless_it_is_done_or_wrong(tmp_path, slurm, code, queued):
   program(tmp_path / "srun", f"exit {code}")
@@ -171,11 +175,32 @@ def test_slurm_queues_a_job_again_unless_it_is_done_or_wrong(tmp_path, slurm, co
   assert ("queued requeue 17" in done.stdout) == queued
 
 
-def test_slurm_has_a_job_save_before_its_time_is_up_and_then_queues_it_again(tmp_path, slurm):
-  log = tmp_path / "log"
-  program(tmp_path / "srun", training(log))
+def test_slurm_queues_a_job_only_so_many_times(tmp_path, slurm):
+  program(tmp_path / "srun", "exit 4")
   script, env = slurm
-  assert tell(script, log, env=env) == (0, ["start", "saved", "queued", "requeue", "17"])
+  queued = [
+    "queued requeue 17" in run(script, env={**env, "SLURM_RESTART_COUNT": count}).stdout
+    for count in ("98", "99")
+  ]
+  assert queued == [True, False]
+
+
+@pytest.mark.parametrize("code, then", [(5, ["queued", "requeue", "17"]), (0, [])])
+def test_slurm_has_a_job_save_before_its_time_is_up_and_then_queues_it_again(
+  tmp_path, slurm, code, then
+):
+  log, step = tmp_path / "log", tmp_path / "step.pid"
+  program(tmp_path / "step", f"echo $$ > {step}\n{training(log, code)}")
+  # At SIGTERM srun itself kills its processes.
+  program(
+    tmp_path / "srun",
+    f"trap 'kill -KILL $!; echo killed >> {log}; exit 137' TERM\n{tmp_path}/step &\nwait $!",
+  )
+  told = '[ "$*" = "--signal=TERM 17" ] && kill -TERM'
+  # It returns after what it told has ended.
+  program(tmp_path / "scancel", f"{told} $(cat {step}); sleep 1")
+  script, env = slurm
+  assert tell(script, log, number=signal.SIGUSR1, env=env) == (code, ["start", "saved", *then])
 
 
 @pytest.fixture
@@ -196,24 +221,55 @@ def test_a_pod_ends_as_its_training_does_with_all_arguments_given(tmp_path, pod,
   assert done.returncode == code, done.stderr
   given = done.stdout.splitlines()
   assert given[:2] == ["-m", "cwm_jax.main"] and given[-1] == "--process=1"
-  assert {"--config=configs/some.py", "--workdir=/runs/w", "--config.a=b c"} <= set(given)
+  assert {"--config=configs/some.py", "--workdir=/runs/my w", "--config.a=b c"} <= set(given)
 
 
-@pytest.mark.parametrize("code, ended", [(0, 4), (3, 3)])
-def test_a_pod_that_is_evicted_saves_and_does_not_count_as_done(tmp_path, pod, code, ended):
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_pod_that_is_evicted_saves_and_counts_as_done_only_where_it_is(tmp_path, pod, code):
   log = tmp_path / "log"
   program(tmp_path / "python", training(log, code))
   asked, env = pod
-  assert tell(asked, log, env=env) == (ended, ["start", "saved"])
+  assert tell(asked, log, env=env) == (code, ["start", "saved"])
+
+
+@pytest.mark.parametrize(
+  "conditions, did",
+  [
+    ("", ["apply"]),
+    ("StartupPolicyCompleted", ["apply"]),
+    ("Completed", ["delete", "apply"]),
+    ("Suspended Failed", ["delete", "apply"]),
+  ],
+)
+def test_a_job_set_that_has_ended_makes_place_for_the_same_command(tmp_path, conditions, did):
+  log = tmp_path / "log"
+  program(
+    tmp_path / "kubectl",
+    f'[ "$1" = get ] && exec echo "{conditions}"\necho "$1" >> {log}\n[ "$1" = delete ] || cat',
+  )
+  done = run(["bash", str(LAUNCH / "kubernetes"), *JOB], env=environment(tmp_path))
+  assert done.returncode == 0, done.stderr
+  assert words(log) == did
+  assert yaml.safe_load(done.stdout)["kind"] == "JobSet"
 
 
 # Stands in for gcloud: the slice stands from `create` until `delete`, or until a training takes it
 # away. A line of `plan` is what comes of a training: exit codes of hosts, `drop` where a connection
-# is lost, `taken` where the slice is, `hang` where it goes on.
+# is lost, `taken` where the slice is, `away` where the service then does not answer once, `hang`
+# where it goes on.
 GCLOUD = """
 cd {folder}
 case "$*" in
-  *describe*) exec cat state ;;
+  *describe*)
+    if [ -f away ]; then
+      rm away
+      echo "ERROR: Unable to reach the service" >&2
+      exit 1
+    fi
+    echo "WARNING: there is a newer version" >&2
+    [ -f state ] || {{ echo "ERROR: (gcloud) NOT_FOUND: no such resource" >&2; exit 1; }}
+    exec cat state
+    ;;
   *create*) echo create >> log; echo ACTIVE > state ;;
   *delete*) echo delete >> log; rm -f state ;;
   *scp*) exit $(cat scp 2> /dev/null || echo 0) ;;
@@ -224,7 +280,8 @@ case "$*" in
       case "$word" in
         drop) ended=255 ;;
         taken) ended=255; echo SUSPENDED > state ;;
-        hang) exec sleep 2 ;;
+        away) touch away ;;
+        hang) exec sleep 30 ;;
         *) echo "exit-code=$word" ;;
       esac
     done
@@ -259,11 +316,14 @@ def cloud(tmp_path):
     # It still stands: the training is started again on it, so many times.
     (["drop", "4 137", "0 0"], 0, "create start start start delete"),
     (["0 drop", "0 0"], 0, "create start start delete"),
+    (["5 5", "0 0"], 0, "create start start delete"),
+    # Nobody knows of a while whether it does.
+    (["drop away", "0 0 away"], 0, "create start start delete"),
     (["4 4"] * 9, 4, "create start start start delete"),
     # What is wrong stays wrong, also where the others left for it or were cut off.
     (["2 4"], 2, "create start delete"),
     (["3 drop"], 3, "create start delete"),
-    (["1 0"], 1, "create start delete"),
+    (["4 1"], 1, "create start delete"),
   ],
 )
 def test_tpu_trains_again_or_on_another_slice_and_gives_each_slice_back(
@@ -273,6 +333,22 @@ def test_tpu_trains_again_or_on_another_slice_and_gives_each_slice_back(
   done = run(asked, env=env)
   assert done.returncode == code, done.stderr
   assert " ".join(words(tmp_path / "log")) == did
+
+
+def test_tpu_shows_what_the_hosts_say_and_empties_no_log_for_it(tmp_path, cloud):
+  asked, env = cloud("4 4", "0 0")
+  log = tmp_path / "errors"
+  with log.open("w") as file:
+    file.write("before\n")
+    file.flush()
+    done = subprocess.run(asked, env=env, stderr=file, stdout=subprocess.DEVNULL, timeout=60)
+  assert done.returncode == 0
+  said = log.read_text().splitlines()
+  assert said[0] == "before" and [line for line in said if "exit" in line] == [
+    *["exit-code=4"] * 2,
+    "exit code 4; starting again (1)",
+    *["exit-code=0"] * 2,
+  ]
 
 
 def test_tpu_gives_a_slice_back_that_cannot_be_prepared_and_asks_for_another(tmp_path, cloud):

@@ -33,22 +33,25 @@ class Job:
     self._mine.questions += 1
     return told
 
-  def run(self, pace, told_at):
-    """Steps that last `pace(process, step)` seconds; process 1 is told to leave at a step.
+  def run(self, pace, told_at=None, late_after=float("inf")):
+    """Steps that last `pace(process, step)` seconds; process 1 is told to leave at a step, or late.
 
     Returns:
-      Of each process (the step at which it left, those at which it saved, its questions).
+      Of each process (the step at which it left, those at which it saved, its questions, whether
+      the job was told to leave).
     """
 
     def work(process):
       self._mine.process, self._mine.clock, self._mine.questions = process, 100.0 * process, 0
       leave, saved = leaving.Leaving(), []
+      if process == 1:
+        leave.limit(seconds=late_after)
       self._mine.clock += 60.0  # until the first step
       for step in range(200):
         if process == 1 and step == told_at:
           leave._hear()
         if leave.now(step):
-          return step, saved, self._mine.questions
+          return step, saved, self._mine.questions, leave.told
         # Only process 1 finds its last save old, and that from time to time.
         if leave.agreed(process == 1 and step % 3 == 0, step):
           saved.append(step)
@@ -78,10 +81,17 @@ def test_all_leave_and_save_at_the_same_steps_soon_after_one_is_told(
 ):
   one, other = Job(monkeypatch).run(pace, told_at)
   assert one == other
-  left, saved, asked = one
-  assert left == left_at
+  left, saved, asked, told = one
+  assert left == left_at and told
   assert saved and all(step % 3 == 0 for step in saved)
   assert questions in (None, asked)
+
+
+def test_a_process_whose_time_is_over_has_all_leave_who_were_not_told_to(monkeypatch):
+  one, other = Job(monkeypatch).run(lambda process, step: 1.0, late_after=90.0)
+  assert one == other
+  left, *_, told = one
+  assert 30 < left <= 41 and not told
 
 
 def test_one_process_needs_no_question_and_leaves_at_once():
@@ -89,4 +99,11 @@ def test_one_process_needs_no_question_and_leaves_at_once():
   assert not leave.now(7)
   assert leave.agreed(True, 8)
   leave._hear()
-  assert leave.now(9) and leave.why == "SIGTERM"
+  assert leave.now(9) and leave.told and leave.why == "SIGTERM"
+
+
+def test_a_last_step_is_no_signal():
+  leave = leaving.Leaving()
+  leave.limit(step=9)
+  assert not leave.now(8)
+  assert leave.now(9) and not leave.told and leave.why == "stop_after"

@@ -12,10 +12,18 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_job
+
+import cwm_jax
+from cwm_jax import jobs, tracking, viz
+from cwm_jax.configs import pretrain_tiny
+from cwm_jax.data import video
+from cwm_jax.pretrained import weights
 
 FOLDER = Path(__file__).parent.parent / "launch" / "colab"
 SETTINGS = {
@@ -159,3 +167,86 @@ def test_a_notebook_runs_with_tiny_settings_and_without_a_network(name, tmp_path
   # Every notebook draws what it does.
   shown = re.findall(r"^cell-\d+ shows (\d+) bytes$", done.stdout, re.M)
   assert len(shown) >= 2 and all(int(size) > 200 for size in shown)
+
+
+def test_the_command_at_the_end_of_a_training_goes_on_with_the_network_of_that_training():
+  name = "3_train_a_tiny_world_model"
+  (settings,) = (text for text in code(name) if "WORKDIR =" in text)
+  run = {}
+  exec(settings, run)
+  begun = pretrain_tiny.get_config("match")
+  begun.model.update(run["MODEL"])
+  text = "".join(book(name)["cells"][-1]["source"])
+  command = re.search(r"```\n(python .*?)\n```", text, re.S)[1].replace("\\\n", "")
+  goes_on = pretrain_tiny.get_config(re.search(r"pretrain_tiny.py:(\w+)", command)[1])
+  jobs.set_keys(goes_on, re.findall(r"--config\.(\S+)", command))
+  assert goes_on.init_from == run["WORKDIR"]
+  shapes = [weights.expected_shapes(c.to_dict(), where="test")[1] for c in (begun, goes_on)]
+  assert shapes[0] == shapes[1]
+
+
+def run_cell(source: str, space: dict, *, without: str = ""):
+  """Runs a cell, but for its function of that name; returns the value of its last line."""
+  tree = ast.parse(source)
+  tree.body = [part for part in tree.body if getattr(part, "name", None) != without]
+  last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+  exec(compile(tree, "cell", "exec"), space)
+  return last and eval(compile(ast.Expression(last.value), "cell", "eval"), space)
+
+
+@pytest.fixture
+def jupyter(monkeypatch):
+  display = types.SimpleNamespace(Video=lambda path, *, embed: path)
+  monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+  monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+
+def test_a_large_video_of_ones_own_is_shown_small_and_at_its_own_rate(
+  jupyter, tmp_path, monkeypatch
+):
+  class Still:
+    @classmethod
+    def load(cls, **_):
+      return cls()
+
+    def dense_flow(self, frame1, frame2, *, stride):
+      at_xy = tracking.grid(frame1.shape[:2], stride)
+      return np.zeros_like(at_xy), at_xy
+
+  monkeypatch.setattr(cwm_jax, "Tracker", Still, raising=False)
+  cells = code("1_track_a_video")
+  space = {}
+  run_cell(cells[1], space)
+  clip = viz.write_mp4(tmp_path / "v.mp4", np.zeros((2, 540, 960, 3), np.uint8), fps=30)
+  space |= {"VIDEO": str(clip), "GRID": 1, "OUT": str(tmp_path / "out")}
+  assert run_cell(cells[2], space).width < 1400
+  xy = np.full((1, 2, 2), 80.0, np.float32)
+  space["tracks"] = types.SimpleNamespace(xy=xy, visible=np.ones((1, 2), bool))
+  assert video.probe(run_cell(cells[4], space)).fps == 30
+  assert run_cell(cells[7], space).width < 1500
+
+
+def test_other_settings_of_the_drawn_set_draw_other_clips_and_are_evaluated_elsewhere(
+  jupyter, tmp_path
+):
+  def draw_clip(seed):
+    size, count = space["SIZE"], (space["POINTS"], space["FRAMES"])
+    frames = np.zeros((space["FRAMES"], size, size, 3), np.uint8)
+    return {
+      "video": frames,
+      "points": np.zeros((*count, 2), np.float32),
+      "occluded": np.zeros(count, bool),
+    }
+
+  cells = code("4_evaluate_on_tapvid")
+  space = {"draw_clip": draw_clip}
+  run_cell(cells[1], space)
+  folders = []
+  for clips, size in ((2, 16), (1, 16), (1, 24)):
+    space |= {"CLIPS": clips, "SIZE": size, "WORKDIR": str(tmp_path)}
+    run_cell(cells[2], space, without="draw_clip")
+    assert len(space["clips"].names) == clips
+    assert space["clips"].read(0).video.shape[1:3] == (size, size)
+    space["evaluate"] = types.SimpleNamespace(run=lambda config, folder: folders.append(folder))
+    run_cell(cells[4], space)
+  assert len(set(folders)) == 3

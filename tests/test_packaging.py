@@ -91,10 +91,17 @@ def test_the_wheel_carries_the_weights_their_cards_the_test_sets_seeds_and_the_v
 ):
   data = {
     path.relative_to(ROOT).as_posix()
-    for pattern in ("weights/*.safetensors", "weights/*.md", "data/*.txt", "viewer/*.html")
+    for pattern in (
+      "weights/*.safetensors",
+      "weights/*.md",
+      "data/*.txt",
+      "viewer/page.html",
+      "viewer/page.js",
+    )
     for path in (ROOT / "cwm_jax").glob(pattern)
   }
-  assert {"cwm_jax/data/scenes_test_v1.txt", "cwm_jax/viewer/page.html"} <= data
+  page = {"cwm_jax/viewer/page.html", "cwm_jax/viewer/page.js"}
+  assert page | {"cwm_jax/data/scenes_test_v1.txt"} <= data
   assert data <= wheel_names
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +61,22 @@ def test_tfds_reads_every_clip_and_the_source_of_pairs_too(whole):
   frames = source.example(0, 5)["frames"].astype(int)
   assert abs(np.median(frames[1] - frames[0]) - 10) <= 2
   assert len(tfds.builder_from_directory(str(whole)).as_data_source(split="train[:50%]")) == 7
+
+
+def test_each_shard_tells_how_long_the_rest_will_take(caplog, monkeypatch):
+  note = {"clips": 5}
+  monkeypatch.setattr(prepare, "_write_some", lambda shards, _: ((shard, note) for shard in shards))
+  clock = itertools.count(0, 10)
+  monkeypatch.setattr(prepare, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+  caplog.set_level(logging.INFO, "cwm_jax.prepare")
+  # One of four was there before.
+  left = [prepare._Shard("", i, "", [], HOW, frozenset()) for i in (1, 2, 3)]
+  prepare._write_all(left, 0, done=1, count=4)
+  assert caplog.messages == [
+    "shard 2 of 4: 5 clips, 0.5 clips/s  eta 0:20",
+    "shard 3 of 4: 5 clips, 0.5 clips/s  eta 0:10",
+    "shard 4 of 4: 5 clips, 0.5 clips/s  eta 0:00",
+  ]
 
 
 def test_the_manifest_counts_hashes_and_tells_what_was_skipped_and_why(whole, videos):
@@ -151,7 +170,7 @@ def test_two_workers_killed_with_their_parent_go_on_to_the_same_files(whole, vid
   assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
   work = out / "clips" / "1.0.0" / "unfinished"
   noted = sorted(path.stem for path in work.glob("0*.json"))
-  assert noted and "00002" not in noted and (work / "00002.partial").exists()
+  assert noted and "00002" not in noted and list(work.glob("00002.array_record.*.partial"))
   kept = {name: (work / f"{name}.array_record").stat().st_mtime_ns for name in noted}
   again = run_file(script, videos, out)
   assert again.returncode == 0, again.stderr[-2000:]
@@ -239,6 +258,41 @@ def test_workers_write_the_same_and_a_video_that_ends_them_is_left_out_by_name(
     if "array_record" in name and name[-14:-9] != "00001"  # 4.mp4 is of the second shard
   }
   assert len(same) == 2 and same.items() <= files(folder).items()
+
+
+def workers_that(monkeypatch, *ends):
+  """Workers end as told, round by round: before they read, or while they read; then they work."""
+  rounds = iter(ends)
+
+  def write_some(shards, workers):
+    for shard in shards:
+      end = next(rounds, "works")
+      assert end != "too often"
+      if end == "while reading":
+        prepare._reading(shard).write_text(shard.videos[0])
+      yield shard, prepare._write(shard) if end == "works" else None
+
+  monkeypatch.setattr(prepare, "_write_some", write_some)
+
+
+def test_workers_that_end_before_they_begin_are_not_started_for_ever(videos, tmp_path, monkeypatch):
+  workers_that(monkeypatch, *["before"] * 3, "too often")
+  with pytest.raises(InputError, match="3 times before they read anything.*__main__"):
+    run(videos / "0.mp4", tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_good_video_is_not_blamed_for_workers_that_end_before_they_read_it(
+  videos, tmp_path, monkeypatch, earlier
+):
+  video, work = str(videos / "0.mp4"), tmp_path / "clips" / "1.0.0" / "unfinished"
+  if earlier:
+    # Left by a run that was killed.
+    work.mkdir(parents=True)
+    (work / "00000.reading").write_text(video)
+  workers_that(monkeypatch, "before" if earlier else "while reading", "before")
+  manifest = json.loads((run(video, tmp_path, workers=1) / "manifest.json").read_text())
+  assert manifest["clips"] == 2 and not manifest["skipped"]
 
 
 def test_other_videos_or_settings_do_not_mix_with_what_is_there(whole, videos):

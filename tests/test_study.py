@@ -288,6 +288,38 @@ def test_cells_of_other_settings_are_not_taken_for_these(done):
     study.run(config, workdir)
 
 
+def test_cells_of_even_squares_of_before_their_middle_was_noted_are_measured_anew(
+  copied, monkeypatch
+):
+  predictor, workdir = copied
+  red, learned = (study.Cell(m, 1, "scenes", 0).path(workdir) for m in ("red", "learned_white"))
+  kept = json.loads(red.read_text())
+  assert kept["settings"].pop("mark_middle") == 0.0
+  assert "mark_middle" not in json.loads(learned.read_text())["settings"]
+  red.write_text(json.dumps(kept))
+  asked = []
+
+  class Evaluator:
+    def __init__(self, *_, **__):
+      asked.append("once")
+
+    def run(self):
+      return {**kept["numbers"], "average_distance": 7.0}.items()
+
+  monkeypatch.setattr(study.flow, "FlowEvaluator", Evaluator)
+  for _ in range(2):
+    again = study.run(job(predictor), workdir)
+  assert asked == ["once"]
+  assert again["red", 1, "scenes", 0]["average_distance"] == 7.0
+  # An odd square's middle is its pixel's centre, as it always was; its cells tell nothing new.
+  odd = job(predictor)
+  odd.study.square = 3
+  stored = study._Asks(odd, workdir).stored(
+    study.Cell("red", 1, "scenes", 0), study._hand_made(odd, "red")
+  )
+  assert "mark_middle" not in stored
+
+
 @pytest.mark.parametrize(
   "changes, told",
   [

@@ -23,6 +23,15 @@ def _toy(predict=None, **named):
   return Tracker(predict or toys.shifted_by(3, 5), **named)
 
 
+@pytest.mark.parametrize("point", [[0, 10.5, 8.5], [[10.5, 8.5, 0]], 4.0])
+def test_a_point_of_another_shape_is_one_sentence(point):
+  tracker, video = _toy(), _video(2)
+  with pytest.raises(InputError, match=r"points are \(x, y\)"):
+    tracker.explain(*video, point)
+  with pytest.raises(InputError, match=r"points are \(x, y\)"):
+    tracker.ask(lambda *_, **__: None, *video, point)
+
+
 @pytest.mark.parametrize("mark", [GAUSSIAN, {"kind": "square", "colour": [0, 255, 0], "size": 1}])
 def test_argmax_finds_the_exact_destination_pixel(mark):
   video = _video(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,3 +121,19 @@ def test_only_frames_that_are_compared_with_are_held(mode):
 def test_what_cannot_be_followed_is_one_sentence(named, sentence):
   with pytest.raises(InputError, match=sentence):
     _follow(Answers(), **named)
+
+
+@pytest.mark.parametrize("points", [np.zeros(3), np.zeros((2, 3)), np.zeros(()), np.zeros((4, 1))])
+def test_points_that_are_no_pairs_of_coordinates_are_told_before_where_they_lie(points):
+  with pytest.raises(
+    InputError, match=re.escape(f"points are (x, y), [2] or [points, 2], not {[*points.shape]}")
+  ):
+    tracking.check_inside(points, SIZE_HW)
+
+
+def test_a_point_outside_is_named_and_one_on_the_edge_is_none():
+  tracking.check_inside(np.array([[0.0, 0.0], [60.0, 40.0]]), SIZE_HW)
+  tracking.check_inside(np.zeros((0, 2)), SIZE_HW)
+  for points in (np.array([60.5, 3.0]), np.array([[1.0, 2.0], [60.5, 3.0]])):
+    with pytest.raises(InputError, match=r"\(x=60.5, y=3\) lies outside the 60 x 40 frames"):
+      tracking.check_inside(points, SIZE_HW)

@@ -189,3 +189,9 @@ def test_pictures_that_cannot_be_written_are_said_in_a_sentence(tmp_path):
     viz.write_mp4(tmp_path / "no" / "a.mp4", [_grey()], fps=10)
   with pytest.raises(InputError, match="no frames to write"):
     viz.write_mp4(tmp_path / "a.mp4", [], fps=10)
+  # More than H.264 can hold, and times that step back.
+  with pytest.raises(InputError, match="cannot write .*a.mp4"):
+    viz.write_mp4(tmp_path / "a.mp4", [_grey(2, 17_000)], fps=10)
+  with pytest.raises(InputError, match="cannot write .*a.mp4"):
+    viz.write_mp4(tmp_path / "a.mp4", [_grey()] * 3, fps=10, times_s=[0.0, 1.0, 0.5])
+  assert not list(tmp_path.iterdir())

@@ -13,7 +13,10 @@ from cwm_jax.configs import base
 
 ROOT = Path(__file__).parent.parent
 # XLA_FLAGS for processes that compile more than they compute: half the time, the same numbers.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK = (
+  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  " --xla_cpu_use_fusion_emitters=false"
+)
 
 
 def get_config(arg: str = ""):

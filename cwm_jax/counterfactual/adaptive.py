@@ -190,7 +190,7 @@ def flow_points(
   response = multimask.average_sums(
     state.total, state.peak, state.hidden, jnp.maximum(asked, 1.0), **averaging
   )
-  answer = flow.read_out(response, points_xy, on_pixel=perturb.on_pixel(mark), **reading)
+  answer = flow.read_out(response, points_xy, middle=perturb.middle(mark), **reading)
   return answer, jnp.where(valid, asked, 0), bank
 
 

@@ -7,6 +7,7 @@ points under adaptive masks carry from pass to pass takes up to half of the budg
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ def lay_out(
     predict_fn: see `engine.Engine`.
     image_hw, grid_hw: what it sees, in pixels and in patches.
     num_masks: clean predictions that are held of a pair; of adaptive masks the whole bank.
-    keep_tokens: whether the tokens are held with them.
+    keep_tokens: whether marks read tokens: then those of a pair are held with its predictions.
     memory_budget: bytes; None takes a quarter of the device's memory, or 1 GiB where that is not
       told.
 
@@ -75,12 +76,20 @@ def lay_out(
   plan = multimask.plan(
     num_masks, pass_bytes=pass_bytes, memory_budget=memory_budget, max_passes=max_passes
   )
-  held = _held_bytes(predict_fn, image_hw, grid_hw, keep_tokens=keep_tokens)
+  image, tokens, token = _clean_bytes(predict_fn, image_hw, grid_hw)
+  if not keep_tokens:
+    tokens = token = 0
+  held = image + tokens
 
-  def fitting(counts):
-    return max(n for n in counts if n == 1 or n * num_masks * held < memory_budget * _SHARE_HELD)
+  def fitting(counts, bytes_of):
+    """The largest number whose clean predictions, of so many bytes each, fit."""
+    fit = [n for n in counts if n * num_masks * bytes_of(n) < memory_budget * _SHARE_HELD]
+    return max(fit, default=1)
 
-  return Layout(memory_budget, held, plan, fitting(_PAIRS), fitting(_WINDOWS))
+  pairs = fitting(_PAIRS, lambda n: held)
+  # In zoom a clean prediction keeps, of its tokens, one for each of the points.
+  windows = fitting(_WINDOWS, lambda n: image + n * token)
+  return Layout(memory_budget, held, plan, pairs, windows)
 
 
 def most_carriers(laid: Layout) -> float:
@@ -92,16 +101,12 @@ def most_carriers(laid: Layout) -> float:
   return laid.budget * _SHARE_CARRIED / (4 * laid.held_bytes)
 
 
-def _held_bytes(
-  predict_fn: multimask.PredictFn,
-  image_hw: tuple[int, int],
-  grid_hw: tuple[int, int],
-  *,
-  keep_tokens: bool,
-) -> int:
-  """What is kept of one clean pass: the image, and the tokens where the mark reads them."""
+def _clean_bytes(
+  predict_fn: multimask.PredictFn, image_hw: tuple[int, int], grid_hw: tuple[int, int]
+) -> tuple[int, int, int]:
+  """Bytes of what comes out of one clean pass: the image, all tokens, one token."""
   shapes = jax.eval_shape(
     lambda: predict_fn(jnp.zeros((1, 2, *image_hw, 3)), jnp.zeros((1, 2, *grid_hw), bool))
   )
-  kept = shapes if keep_tokens else shapes.image
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+  image, tokens = (0 if x is None else x.size * x.dtype.itemsize for x in shapes)
+  return image, tokens, tokens // math.prod(shapes.tokens.shape[:-1]) if tokens else 0

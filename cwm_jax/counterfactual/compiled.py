@@ -217,7 +217,7 @@ def explain_masks(
   return marked, asked[2].image[0], answers, colours
 
 
-@partial(jax.jit, static_argnames=("image_hw", "read_at", "on_pixel", *_SETTINGS))
+@partial(jax.jit, static_argnames=("image_hw", "read_at", "middle", *_SETTINGS))
 def explain_answer(
   diff: Float[Array, "m h w 3"],
   colours: Float[Array, "m 3"],

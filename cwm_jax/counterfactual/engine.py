@@ -283,7 +283,7 @@ class Engine:
         size,
         image_hw=self.image_hw,
         read_at=self._read_at(video_hw),
-        on_pixel=perturb.on_pixel(self._mark),
+        middle=perturb.middle(self._mark),
         **self._settings,
       )
       yield marked, cleans[:count], answers[:count], response, found

@@ -61,13 +61,13 @@ def read_out(
   occlusion_threshold: float = 0.05,
   confidence_radius: int = 2,
   protocol: str = "half_pixel",
-  on_pixel: bool = True,
+  middle: float | None = 0.5,
 ) -> PointFlow:
   """Destination, visibility and confidence from a response.
 
   A mark that lies on a pixel stands for a query anywhere in it: the sub-pixel read-outs carry over
-  where in its pixel the query lies. An argmax answer is a pixel's centre. Under the protocol
-  "release" an answer is a bare index: that of a pixel, or the mean of indices.
+  how far from the mark's middle the query lies. An argmax answer is a pixel's centre. Under the
+  protocol "release" an answer is a bare index: that of a pixel, or the mean of indices.
 
   Args:
     response: heat [..., h, w], peak [...].
@@ -79,7 +79,7 @@ def read_out(
     confidence_radius: confidence is the share of the heat within so many pixels of its highest
       pixel, 0 where there is no heat.
     protocol: "half_pixel" or "release".
-    on_pixel: whether the mark lay on a pixel, rather than on the query itself.
+    middle: where in the query's pixel the mark's middle lay, from its corner; None: on the query.
 
   Returns:
     xy [..., 2], pixels of the heat map (continuous unless bare), visible [...], confidence [...].
@@ -103,9 +103,9 @@ def read_out(
   xy = geometry.index_to_point_xy(index)
   if protocol == "release":
     xy = xy - 0.5
-  elif on_pixel and readout != "argmax":
-    pixel = geometry.point_to_index_yx(points_xy, heat.shape[-2:])
-    xy = xy + points_xy - geometry.index_to_point_xy(pixel)
+  elif middle is not None and readout != "argmax":
+    corner_yx = geometry.point_to_index_yx(points_xy, heat.shape[-2:])
+    xy = xy + points_xy - (corner_yx[..., ::-1].astype(jnp.float32) + middle)
   return PointFlow(
     xy,
     response.peak >= occlusion_threshold,
@@ -143,7 +143,7 @@ def respond_and_read(
     average=average,
     to_video=to_video,
   )
-  return read_out(response, points_xy, on_pixel=perturb.on_pixel(mark), **reading)
+  return read_out(response, points_xy, middle=perturb.middle(mark), **reading)
 
 
 def flow_points(
@@ -267,7 +267,7 @@ def explain_answer(
   video_hw: tuple[int, int] | None = None,
   order: str,
   average: str,
-  on_pixel: bool,
+  middle: float | None,
   **reading: Any,
 ) -> tuple[Response, PointFlow]:
   """The answer to one question by its first `count` masks.
@@ -277,7 +277,7 @@ def explain_answer(
     colours: of the marks under each mask.
     points_xy: continuous (x, y), pixels of the predictor's image.
     video_hw, order, average: see `flow_points`.
-    on_pixel, **reading: of `read_out`.
+    middle, **reading: of `read_out`.
 
   Returns:
     The response at the predictor's resolution, and the answer, in pixels of the predictor's image
@@ -295,5 +295,5 @@ def explain_answer(
     heat, peak = multimask.average_over_masks(*sums, hiding, order=order, average=average)
     return Response(heat if average == "hidden" else heat / share, peak / share)
 
-  answer = read_out(average_all(whole_video(video_hw)), points_xy, on_pixel=on_pixel, **reading)
+  answer = read_out(average_all(whole_video(video_hw)), points_xy, middle=middle, **reading)
   return average_all(None), answer

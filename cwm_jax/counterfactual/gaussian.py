@@ -111,6 +111,8 @@ class GaussianMark:
   on_pixel: bool = True
   reach: float = 1.0
   reads_token: ClassVar[bool] = True
+  # An even grid's is its corner, but the flow that it is trained by counts from the centre.
+  middle: ClassVar[float] = 0.5
 
   def __call__(
     self,

@@ -71,9 +71,9 @@ def learned_flow(
     mark: see `perturb`; as a `jax.tree_util.Partial` its parameters get gradients.
     frames: normalised, as the predictor sees them.
     masks: m masks for each point (k is n), or the same for all points of a pair (k is 1).
-    points_xy: continuous (x, y), pixels of the video. The flow is that of the pixel that holds the
-      point where the mark lies on one, see `perturb.on_pixel`, and else the point's own. Under the
-      protocol "release" it is the pixel's.
+    points_xy: continuous (x, y), pixels of the video. The flow is that of the mark's middle, which
+      lies in the pixel that holds the point or on the point itself, see `perturb.middle`. Under
+      the protocol "release" it is the pixel's.
     video_hw: size of the frames that points and flow are about; None where it is the predictor's.
     order, average: of `multimask.respond`.
     protocol: "release" resizes differences to the video before they are read out and moves points
@@ -97,10 +97,10 @@ def learned_flow(
   # Where the flow starts, in indices: those of pixels, or between them.
   if release:
     start_yx = geometry.point_to_index_yx(points_xy.swapaxes(0, 1), video_hw)
-  elif perturb.on_pixel(mark):
-    start_yx = geometry.point_to_index_yx(placed_xy, image_hw)
-  else:
+  elif (middle := perturb.middle(mark)) is None:
     start_yx = placed_xy[..., ::-1] - 0.5
+  else:
+    start_yx = geometry.point_to_index_yx(placed_xy, image_hw) + (middle - 0.5)
   keep_tokens = perturb.reads_token(mark)
   clean = _clean_passes(predict_fn, frames, masks, placed_xy, keep_tokens=keep_tokens)
 
@@ -152,9 +152,7 @@ def _clean_passes(
   b, k, m = masks.shape[:3]
   masks = jnp.moveaxis(masks, 0, 2)
   asked = points_xy.reshape(k, -1, *points_xy.shape[1:])
-  cell = jnp.array(masks.shape[-2:]) / jnp.array(frames.shape[2:4])
-  index = (asked[..., ::-1] * cell).astype(jnp.int32)
-  index = jnp.clip(index, 0, jnp.array(masks.shape[-2:]) - 1)
+  index = multimask.cells_yx(asked, frames.shape[2:4], masks.shape[-2:])
 
   def one(item):
     which, mask = item

@@ -200,7 +200,7 @@ def flow_grid(
   if votes:
     heat = vote(heat, step_yx=step_yx, sigma=votes * patch)
   response = Response(heat, jnp.zeros((rows, cols)))
-  answer = flow.read_out(response, points_xy, on_pixel=perturb.on_pixel(mark), **reading)
+  answer = flow.read_out(response, points_xy, middle=perturb.middle(mark), **reading)
   return answer.xy, answer.confidence
 
 

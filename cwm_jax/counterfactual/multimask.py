@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.extend import core as jex_core
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from cwm_jax.counterfactual import masks as masks_lib
 from cwm_jax.types import InputError, Prediction, Response
@@ -159,6 +159,15 @@ def clean_predictions(
   return jax.tree.map(lambda x: x.reshape(p, m, *x.shape[1:]), out)
 
 
+def cells_yx(
+  points_xy: Float[Array, "*n 2"], image_hw: tuple[int, int], grid_hw: tuple[int, int]
+) -> Int[Array, "*n 2"]:
+  """(row, column) of the grid's cell in which each point lies, pixels of an image of that size."""
+  grid = jnp.array(grid_hw)
+  index = (points_xy[..., ::-1] * (grid / jnp.array(image_hw))).astype(jnp.int32)
+  return jnp.clip(index, 0, grid - 1)
+
+
 def mark_frames(
   mark: Any,
   first: Float[Array, "n h w 3"],
@@ -168,10 +177,8 @@ def mark_frames(
   """Each point's frame 1 with its mark; one for all masks where no tokens tell them apart."""
   if tokens is None:
     return jax.vmap(mark, in_axes=(0, 0, None))(first, points_xy, None)[:, None]
-  n, m, gh, gw, _ = tokens.shape
-  cell = jnp.array([gh, gw]) / jnp.array(first.shape[1:3])
-  row, col = (points_xy[:, ::-1] * cell).astype(jnp.int32).T
-  row, col = jnp.clip(row, 0, gh - 1), jnp.clip(col, 0, gw - 1)
+  n, _, gh, gw, _ = tokens.shape
+  row, col = cells_yx(points_xy, first.shape[1:3], (gh, gw)).T
   # The clean pass is a fixed reference: a learned mark is trained through the marked pass only.
   token = jax.lax.stop_gradient(tokens[jnp.arange(n), :, row, col])
   return jax.vmap(jax.vmap(mark, in_axes=(None, None, 0)))(first, points_xy, token)

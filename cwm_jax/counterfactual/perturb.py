@@ -3,9 +3,11 @@
 A mark is a function `(frame1 [h, w, 3] normalised, point_xy [2], token [C] or None) -> frame1`. The
 fixed marks here ignore the token. A learned mark is a function `mark_fn(token, point_xy)` that
 makes what is added to the normalised frame, [h, w, 3]; `additive(mark_fn)` gives it the form of a
-mark, and as a `jax.tree_util.Partial` a mark carries its parameters with it. A mark whose attribute
-`reads_token` is False is spared the tokens; one whose attribute `on_pixel` is False follows the
-point below its pixel, and so does its echo.
+mark, and as a `jax.tree_util.Partial` a mark carries its parameters with it.
+
+Three attributes tell what a mark is like: `reads_token` False, that it is to be spared the tokens;
+`on_pixel` False, that it follows the point inside its pixel, and so does its echo; `middle`, where
+in the query's pixel its own middle lies otherwise.
 """
 
 from __future__ import annotations
@@ -28,9 +30,14 @@ def reads_token(mark: Any) -> bool:
   return getattr(getattr(mark, "func", mark), "reads_token", True)
 
 
-def on_pixel(mark: Any) -> bool:
-  """Whether a mark, or the function of a `Partial`, lies on a pixel, rather than on the query."""
-  return getattr(getattr(mark, "func", mark), "on_pixel", True)
+def middle(mark: Any) -> float | None:
+  """Where a mark, or the function of a `Partial`, lies in the query's pixel; None: on the query.
+
+  Pixels along both sides from the pixel's upper left corner, so 0.5 is its centre, which is where a
+  mark lies that says nothing else.
+  """
+  made = getattr(mark, "func", mark)
+  return getattr(made, "middle", 0.5) if getattr(made, "on_pixel", True) else None
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Square:
 
   The query is floored to its pixel (r, c); the square covers `size` rows from r - size // 2 on and
   the same columns, so an odd side is centred on the pixel and an even one reaches one pixel further
-  up and left. It is cut at the image's border.
+  up and left, round the pixel's upper left corner. It is cut at the image's border.
 
   Attributes:
     colour: RGB, 0 to 255.
@@ -49,6 +56,11 @@ class Square:
   colour: tuple[float, float, float] = (255, 0, 0)
   size: int = 4
   reads_token: ClassVar[bool] = False
+
+  @property
+  def middle(self) -> float:
+    """Where in the query's pixel the square's middle lies: its centre, or its upper left corner."""
+    return 0.5 if self.size % 2 else 0.0
 
   def __call__(
     self, frame1: Float[Array, "h w 3"], point_xy: Float[Array, " 2"], token: Any = None

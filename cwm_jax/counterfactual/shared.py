@@ -31,9 +31,12 @@ def clean_predictions(
   valid: Bool[Array, " k"],
   *,
   chunk: int,
-  keep_tokens: bool,
+  points_xy: Float[Array, "k 2"] | None,
 ) -> tuple[Prediction, Int[Array, "k m"]]:
   """`multimask.clean_predictions` of each point's own frames, with no pass done twice.
+
+  All of a pass's tokens would take several times the bytes of its image; of each are kept those
+  that a point may read.
 
   Args:
     frames: what the predictor sees for each point; equal where `windows` are.
@@ -41,10 +44,11 @@ def clean_predictions(
     windows: equal rows see equal frames.
     valid: False for padding.
     chunk: passes a step; steps without a pass that is needed are skipped.
-    keep_tokens: whether a mark reads the tokens.
+    points_xy: where in its frame each point lies, pixels; None where no mark reads the tokens.
 
   Returns:
-    Predictions with a leading axis [k * m], and for each point and mask the place of its own.
+    Predictions: image [k * m, h, w, 3], tokens [k * m, k, C], those of every point's patch, or
+    None; and for each point and mask the place of its own. See `own_predictions`.
   """
   k, m = masks.shape[:2]
   # Padding never stands for a real point: its window is like no other.
@@ -56,7 +60,28 @@ def clean_predictions(
 
   def predict(item):
     prediction = predict_fn(frames[item // m], masks[item // m, item % m])
-    return prediction if keep_tokens else prediction._replace(tokens=None)
+    if points_xy is None or prediction.tokens is None:
+      return prediction._replace(tokens=None)
+    row, col = multimask.cells_yx(points_xy, frames.shape[2:4], prediction.tokens.shape[1:3]).T
+    return prediction._replace(tokens=prediction.tokens[:, row, col])
 
   predictions = multimask.map_chunks(predict, order, needed[order], chunk=chunk)
   return jax.lax.stop_gradient(predictions), place[alike * m + jnp.arange(m)]
+
+
+def own_predictions(
+  clean: Prediction, place: Int[Array, "k m"], chosen: Int[Array, " c"]
+) -> Prediction:
+  """The predictions of some of the points from what `clean_predictions` returned.
+
+  Args:
+    chosen: the points' numbers.
+
+  Returns:
+    image [c, m, h, w, 3]; tokens [c, m, 1, 1, C], each point's own as a grid of one cell, or None.
+  """
+  at = place[chosen]
+  tokens = None
+  if clean.tokens is not None:
+    tokens = clean.tokens[at, chosen[:, None]][:, :, None, None]
+  return Prediction(clean.image[at], tokens)

@@ -121,7 +121,13 @@ def refine(
     own_masks = jax.vmap(lambda centre: hide(masks, centre))(patch)
     windows = jnp.concatenate([pair[:, None], corner1, corner2], axis=1).astype(jnp.int32)
     clean, place = shared.clean_predictions(
-      predict_fn, frames, own_masks, windows, valid, chunk=plan.clean, keep_tokens=keep_tokens
+      predict_fn,
+      frames,
+      own_masks,
+      windows,
+      valid,
+      chunk=plan.clean,
+      points_xy=asked if keep_tokens else None,
     )
 
     def ask(chosen):
@@ -130,7 +136,7 @@ def refine(
         mark,
         frames[chosen],
         own_masks[chosen],
-        jax.tree.map(lambda x: x[place[chosen]], clean),
+        shared.own_predictions(clean, place, chosen),
         asked[chosen],
         plan=plan,
         to_video=to_video if release else None,

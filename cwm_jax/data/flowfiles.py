@@ -25,6 +25,8 @@ _HEADER = struct.Struct("<fii")
 _UNKNOWN = 1e9  # Middlebury: components above this are unknown
 
 _KITTI_SCALE, _KITTI_ZERO = 64.0, 2**15
+_KITTI_TRUTHS = ("flow_occ", "flow_noc")
+_KITTI_FRAMES = ("image_2", "colored_0")
 
 Flow = tuple[Float32[np.ndarray, "h w 2"], Bool[np.ndarray, "h w"]]
 
@@ -83,6 +85,14 @@ def write_flo(
     flow_xy = np.where(valid[..., None], flow_xy, 10 * _UNKNOWN)
   data = np.ascontiguousarray(flow_xy, "<f4").tobytes()
   Path(path).write_bytes(_HEADER.pack(_MAGIC, width, height) + data)
+
+
+def is_kitti(path: str | os.PathLike[str]) -> bool:
+  """Whether a file is a PNG of 16-bit RGB, as KITTI's flow files are, by its header."""
+  with open(path, "rb") as file:
+    start = file.read(26)
+  # Depth and kind of colour (2: RGB) follow the size.
+  return start[:8] == b"\x89PNG\r\n\x1a\n" and start[24:] == bytes([16, 2])
 
 
 def read_kitti(path: str | os.PathLike[str]) -> Flow:
@@ -144,34 +154,59 @@ def write_kitti(
 
 
 def list_flow_files(root: str | os.PathLike[str]) -> list[str]:
-  """The .flo files below a folder, in natural order.
+  """The files with true flow below a folder, in natural order: .flo, and KITTI's by their folders.
+
+  Of KITTI's two truths of a pair, that of all pixels (flow_occ) is taken before that of pixels seen
+  in both frames (flow_noc); the latter's own folder as `root` gives the latter.
 
   Raises:
     InputError: there is none.
   """
-  found = [os.fspath(path) for path in Path(root).rglob("*.flo")] if os.path.isdir(root) else []
+  found = list(Path(root).rglob("*.flo")) if os.path.isdir(root) else []
+  kitti = set(Path(root).rglob("*_10.png")) if os.path.isdir(root) else set()
+  for path in kitti:
+    folder = path.absolute().parent.name
+    everywhere = path.parent.parent / _KITTI_TRUTHS[0] / path.name
+    if folder in _KITTI_TRUTHS and (folder == _KITTI_TRUTHS[0] or everywhere not in kitti):
+      found.append(path)
   if not found:
-    raise InputError(f"{shown(root)} holds no .flo files")
-  return sorted(found, key=natural_key)
+    raise InputError(f"{shown(root)} holds no .flo files, and no flow_occ/*_10.png as KITTI does")
+  return sorted((os.fspath(path) for path in found), key=natural_key)
 
 
 def iter_flow_pairs(root: str | os.PathLike[str]) -> Iterator[FlowPair]:
-  """Pairs with truth below a folder, in the layouts of Middlebury, Sintel and FlyingChairs.
+  """Pairs with truth below a folder, in the layouts of Middlebury, Sintel, FlyingChairs and KITTI.
 
   That is flow10.flo beside frame10.* and frame11.*; frame_0001.flo beside frame_0001.* and
-  frame_0002.*; or 00001_flow.flo beside 00001_img1.* and 00001_img2.*.
+  frame_0002.*; 00001_flow.flo beside 00001_img1.* and 00001_img2.*; or flow_occ/000001_10.png
+  (or flow_noc/) with image_2/000001_10.png and 000001_11.png (2012: colored_0/).
 
   Raises:
-    InputError: no .flo file, frames that are missing, or sizes that differ.
+    InputError: no file with flow, frames that are missing, or sizes that differ.
   """
   for path in list_flow_files(root):
-    flow_xy, valid = read_flo(path)
-    frames = [read_image(frame) for frame in _frames_of(path)]
+    kitti = path.endswith(".png")
+    flow_xy, valid = read_kitti(path) if kitti else read_flo(path)
+    named = _kitti_frames_of(path) if kitti else _frames_of(path)
+    frames = [read_image(frame) for frame in named]
     for frame in frames:
       if frame.shape[:2] != valid.shape:
         raise InputError(f"{shown(path)} and its frames differ in size")
     name = Path(path).relative_to(root).with_suffix("").as_posix()
     yield FlowPair(name, *frames, flow_xy, valid)
+
+
+def _kitti_frames_of(path: str) -> list[str]:
+  sequences = Path(path).absolute().parent.parent
+  names = [Path(path).name.removesuffix("_10.png") + end for end in ("_10.png", "_11.png")]
+  for folder in _KITTI_FRAMES:
+    frames = [sequences / folder / name for name in names]
+    if all(frame.is_file() for frame in frames):
+      return [os.fspath(frame) for frame in frames]
+  raise InputError(
+    f"{shown(path)}: there are no images {names[0]} and {names[1]} in {shown(sequences)}, in a "
+    f"folder {' or '.join(_KITTI_FRAMES)}"
+  )
 
 
 def _frames_of(path: str) -> list[str]:

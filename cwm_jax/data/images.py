@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cwm_jax.types import InputError
@@ -47,8 +47,11 @@ def natural_key(path: str | os.PathLike[str]) -> list:
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   """Reads one image file as RGB, turned upright by its EXIF orientation; transparent is black.
 
+  Grey of 16 bits is brought to 8: 65535 is white.
+
   Raises:
-    InputError: the file is missing, a URL, no image, cut off, or larger than 2**27 pixels.
+    InputError: the file is missing, a URL, no image, cut off, larger than 2**27 pixels, or of
+      numbers (32 bits, floating point) of which it does not say what is white.
   """
   name = shown(path)
   check_not_url(path)
@@ -63,7 +66,10 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
       with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:
           raise InputError(f"{name} claims {image.width}x{image.height} pixels, which is too large")
+        sixteen_bits = _has_sixteen_bits(image, name)
         image = ImageOps.exif_transpose(image)
+        if sixteen_bits:
+          return _from_sixteen_bits(np.array(image), image.info.get("transparency"))
         if "A" in image.getbands() or "transparency" in image.info:
           return on_black(np.array(image.convert("RGBA")))
         return np.array(image.convert("RGB"))
@@ -74,6 +80,32 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   # Pillow's decoders raise almost anything on damaged files (SyntaxError, struct.error, ...).
   except Exception as error:
     raise InputError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _has_sixteen_bits(image: Image.Image, name: str) -> bool:
+  """Whether a picture is grey of 16 bits. Raises InputError where it has no known white."""
+  if image.mode.startswith("I;16"):
+    return True
+  if image.mode not in ("I", "F"):
+    return False
+  # Of these formats Pillow holds 16 bits in 32.
+  if image.mode == "I" and image.format in ("PNG", "PPM"):
+    return True
+  kind = "floating-point" if image.mode == "F" else "32-bit"
+  raise InputError(
+    f"{name} holds {kind} numbers, of which it is not known what is white; save it with 8 or 16 "
+    "bits a channel"
+  )
+
+
+def _from_sixteen_bits(
+  grey: Integer[np.ndarray, "h w"], transparent: int | None
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Grey of 16 bits as RGB of 8, to the nearest level; the level that is transparent is black."""
+  levels = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
+  if transparent is not None:
+    levels[grey == transparent] = 0
+  return np.repeat(levels[..., None], 3, axis=-1)
 
 
 def on_black(image: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from cwm_jax import supervision
+from cwm_jax.data import procedural
 from cwm_jax.data.labels import LabelsSource
 from cwm_jax.data.sources import (
   ENDLESS,
@@ -199,7 +200,7 @@ def make_loader(
   Args:
     data: `config.data`; see configs/base.py.
     image_hw: pixels of the frames handed out.
-    seed: of order, crops, times and the mixture.
+    seed: of order, crops, times and the mixture; 0 or more.
     process_index, process_count: this process's share; it gets the process_index-th of
       process_count equal runs of each global batch.
 
@@ -208,14 +209,16 @@ def make_loader(
     "scene/<name>" [b, ...] or "frames" uint8 [b, 2, H, W, 3], of labels with "labels/<name>".
 
   Raises:
-    InputError: no source has a weight, a weight is negative, a source cannot be opened, or the
-      batch does not divide by the processes.
+    InputError: no source has a weight, a weight or the seed is negative, a source cannot be opened,
+      or the batch does not divide by the processes.
   """
   batch_size = data["batch_size"]
   if batch_size < 1 or batch_size % process_count:
     raise InputError(f"a batch of {batch_size} does not divide by {process_count} processes")
   if data["num_workers"] < 0 or data["prefetch"] < 0:
     raise InputError("data.num_workers and data.prefetch must not be negative")
+  if seed < 0:
+    raise InputError(f"the config's seed is {seed}; it must be 0 or more")
   openers = _openers(data, image_hw=image_hw, seed=seed)
   weights = {name: source["weight"] for name, source in data["sources"].items()}
   for name, weight in weights.items():
@@ -287,7 +290,9 @@ def _openers(
       fade=c["fade"],
       max_objects=c["max_objects"],
       photos=c["photos"],
-      texture_size=c["texture_size"] or min(image_hw),
+      texture_size=procedural.texture_side(
+        c["texture_size"], size_hw=tuple(image_hw), supersample=c["supersample"]
+      ),
     )
 
   def video(c: Settings) -> Source:

@@ -40,8 +40,21 @@ def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
   To ask makes the frame part of a cycle, which is freed late: ask one frame of a stream only.
   """
-  matrix = frame.side_data.get("DISPLAYMATRIX")
+  try:
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+  except ValueError:
+    # PyAV lists all that comes with a frame or nothing, and stumbles over kinds that are newer than
+    # itself, such as EXIF. The angle it tells all the same; of mirroring nothing is known then.
+    return _rotation_matrix(frame.rotation)
   return None if matrix is None else np.frombuffer(matrix, np.int32).copy()
+
+
+def _rotation_matrix(degrees: int) -> np.ndarray | None:
+  """The display matrix of a counterclockwise turn; None for none."""
+  if not degrees:
+    return None
+  cos, sin = (round(f(np.deg2rad(degrees)) * 2**16) for f in (np.cos, np.sin))
+  return np.array([cos, -sin, 0, sin, cos, 0, 0, 0, 2**30], np.int32)
 
 
 def turned(frame: av.VideoFrame, matrix: np.ndarray | None) -> np.ndarray:

@@ -117,6 +117,17 @@ def scenes_test_v1() -> tuple[list[int], Preset]:
   return [int(line) for line in text.split()], PRESETS["scenes-test-v1"]
 
 
+def texture_side(texture_size: int, *, size_hw: tuple[int, int], supersample: int) -> int:
+  """Texels a side of a layer's texture, of photographs too: all who draw scenes ask here.
+
+  Args:
+    texture_size: as configured; 0 takes the shorter side of what is drawn.
+    size_hw: of the pairs, pixels.
+    supersample: scenes are drawn so many times larger and shrunk.
+  """
+  return texture_size or supersample * min(size_hw)
+
+
 def preset_at(
   index: int, curriculum: Sequence[Sequence[Any]], *, fade: int = 0, seed: int = 0
 ) -> Preset:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cwm_jax import geometry
+from cwm_jax.data import procedural
 from cwm_jax.types import FramePair, PointLabels, Tracks
 
 # Bending shrinks by half a round at worst: 20 rounds leave a millionth of it.
@@ -242,7 +243,8 @@ def render_batch(
   Args:
     batch: "scene/<name>" or "frames" uint8 [B, 2, H, W, 3], and maybe "labels/<name>" beside them.
     size_hw: of the pairs; frames already have it.
-    texture_size: as in `render`; 0 takes the shorter side of what is drawn.
+    texture_size: as in `render`; 0 takes the shorter side of what is drawn, which photographs have
+      too.
     supersample: scenes are drawn so many times larger and shrunk.
     truth: as in `render`, at `size_hw`; of frames none is known.
   """
@@ -252,7 +254,7 @@ def render_batch(
     return FramePair(frames, labels=PointLabels(**labels) if labels else None)
   scenes = {n.removeprefix("scene/"): v for n, v in batch.items() if n.startswith("scene/")}
   large_hw = (supersample * size_hw[0], supersample * size_hw[1])
-  texels = texture_size or min(large_hw)
+  texels = procedural.texture_side(texture_size, size_hw=size_hw, supersample=supersample)
   pair = render(scenes, size_hw=large_hw, texture_size=texels, truth=truth and supersample == 1)
   if supersample == 1:
     return pair

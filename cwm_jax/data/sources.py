@@ -62,7 +62,7 @@ class ScenesSource:
     texture_size: side of the photographs handed out, pixels.
 
   Raises:
-    InputError: a wrong curriculum, or a photo folder without image files.
+    InputError: a negative seed, a wrong curriculum, or a photo folder without image files.
   """
 
   items = 0
@@ -77,6 +77,8 @@ class ScenesSource:
     photos: str = "",
     texture_size: int = 256,
   ):
+    if first_seed < 0:
+      raise InputError(f"data.sources.scenes.first_seed is {first_seed}; it must be 0 or more")
     self._first_seed, self._max_objects = first_seed, max_objects
     self._curriculum, self._fade = tuple((start, what) for start, what in curriculum), fade
     self._texture_size = texture_size

@@ -114,7 +114,10 @@ def read_entry(entry: Any, name: str, *, where: str) -> TapVidClip:
   if lacking:
     raise InputError(f"{where} lacks {' and '.join(lacking)}")
   video = _read_video(entry["video"], where)
-  points_xy, occluded = (np.asarray(entry[parts[key]]) for key in ("points", "occluded"))
+  try:
+    points_xy, occluded = (np.asarray(entry[parts[key]]) for key in ("points", "occluded"))
+  except ValueError:
+    raise InputError(f"{where} has {parts['points']} or occluded of uneven rows") from None
   # Elements of a batch of one keep its axis.
   points_xy = points_xy[0] if points_xy.ndim == 4 and len(points_xy) == 1 else points_xy
   occluded = occluded[0] if occluded.ndim == 3 and len(occluded) == 1 else occluded

@@ -114,6 +114,9 @@ def resolution_hw(resolution: str, size_hw: tuple[int, int]) -> tuple[int, int]:
 def at_resolution(clip: TapVidClip, resolution: str) -> TapVidClip:
   """The clip as a tracker sees it: frames resized (see `resize_video`), points moved along.
 
+  Frames are rounded to whole grey levels, as trackers take them. The public evaluation resizes
+  normalised floats: where sizes differ, its trackers see values up to half a level away.
+
   Raises:
     InputError: see `resolution_hw`.
   """

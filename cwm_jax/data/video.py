@@ -27,8 +27,11 @@ VIDEO_SUFFIXES = frozenset(
   ".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .ts .mts .m2ts .wmv .flv .ogv .3gp .y4m".split()
 )
 
+_RATE = 25.0  # frames a second, of files that do not tell
+
 # Half of the finest time base in use (90 kHz): times closer than this are the same instant.
 _SAME_INSTANT_S = 5e-6
+_LEAST_S = 1e-3  # between two frames, also where a file tells one time twice
 
 
 class VideoInfo(NamedTuple):
@@ -201,14 +204,21 @@ class VideoFile:
   ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
     """As `frames`, each frame with the time in seconds at which it comes on display.
 
-    All are turned as the first one says.
+    All are turned as the first one says. Times ascend: where those of the file step back, as in
+    streams that were joined, they go on one frame after the last one.
     """
     count, shape, time_s = 0, None, 0.0
-    matrix = None
+    matrix, ahead_s = None, 0.0
     with self._sentences(lambda: f" after {count} frames, at {time_s:.3f} s"):
       first, later = self._displayed_at(start_s)
       self._left_out = 0
-      for time_s, frame in itertools.chain([first], later):
+      for stored_s, frame in itertools.chain([first], later):
+        shown_s, period = stored_s + ahead_s, 1 / (self._rate() or _RATE)
+        if count and shown_s <= time_s - 2 * period:
+          # Another stream begins. Less is a time that is told twice, or out of order.
+          ahead_s = time_s + period - stored_s
+          shown_s = time_s + period
+        time_s = max(shown_s, time_s + _LEAST_S) if count else shown_s
         if stop_s is not None and time_s >= stop_s - _SAME_INSTANT_S:
           return
         matrix = display_matrix(frame) if count == 0 else matrix
@@ -319,7 +329,9 @@ class VideoFile:
     avi = self._container.format.name == "avi"
     time_s = -1.0
     for packet in self._container.demux(self._stream):
-      early = packet.pts is not None and skip_before is not None and not avi
+      # Read from its beginning nothing is left out: of joined streams the later may have the
+      # earlier times.
+      early = packet.pts is not None and (skip_before or 0) > 0 and not avi
       early = early and float(packet.pts * base) - start < skip_before
       self._stream.codec_context.skip_frame = "NONREF" if early else "DEFAULT"
       for frame in packet.decode():

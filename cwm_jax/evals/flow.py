@@ -64,7 +64,9 @@ class FlowEvaluator:
       InputError: there is nothing to ask about.
     """
     count = len(self._questions)
-    done = spread.work_through(self._distances, spread.my_share(count), self._trackers)
+    mine = spread.my_share(count)
+    done = spread.work_through(self._distances, mine, self._trackers)
+    done = spread.logged(done, total=len(mine), unit="groups of pairs")
     found = spread.gather({index: spread.pack(parts) for index, parts in done}, count)
     groups = [spread.unpack(found[index]) for index in range(count)]
     # A lone pair cannot be exchanged with another, so a group may lack a name.
@@ -100,7 +102,8 @@ class FlowEvaluator:
 
 def scene_questions(*, limit: int = 500) -> Iterator[FlowQuestions]:
   """The frozen test set `scenes-test-v1`, its first `limit` scenes."""
-  for pairs in scenes.scenes_test_v1(limit=limit, at_a_time=min(limit, 10)):
+  groups = scenes.scenes_test_v1(limit=limit, at_a_time=min(limit, 10))
+  for pairs in spread.logged(groups, total=-(-limit // 10), unit="groups of scenes drawn"):
     visible = np.ones(pairs.points_xy.shape[:2], bool)
     yield FlowQuestions(pairs.frames, pairs.points_xy, pairs.truth_xy, visible)
 

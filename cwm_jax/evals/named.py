@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from cwm_jax import whole_files
+from cwm_jax.counterfactual import perturb
 from cwm_jax.evals import spread, trackers
-from cwm_jax.pretrained import flow_networks, releases, weights
+from cwm_jax.pretrained import flow_networks, releases, sections, weights
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
+
+# What held before a key of `evaluate` said it, so that what is kept from then stays of use.
+BEFORE_KEYS = {"tracker_protocol": "half_pixel"}
+# Keys of `evaluate` that change what a tracker with weights answers; its files are its origin.
+_CHANGE_ANSWERS = ("mask_ratio", "zoom", "mark", "readout", "order", "average", "tracker_protocol")
+_CHANGE_ANSWERS += ("masks_seed", "dtype", "attention_dtype", "flow")
 
 
 def number_of_masks(name: str) -> int | None:
@@ -26,7 +34,7 @@ def build(name: str, settings: Any) -> list[Any]:
 
   mm<N> is `evaluate.weights` with N masks, "adaptive" the same with masks that each point chooses;
   a release, a shipped file or a weights file is itself, a predictor with 10 masks; others are
-  baselines.
+  baselines. All answer continuous places, whatever `evaluate.tracker_protocol`.
 
   Args:
     name: of the tracker.
@@ -43,30 +51,30 @@ def build(name: str, settings: Any) -> list[Any]:
       raise InputError(
         f"{name} asks a predictor, and {path} is a flow network; name it in evaluate.trackers"
       )
-    load = functools.partial(
-      Tracker.load,
-      path,
-      dtype=settings.dtype or None,
+    chosen = dict(
       occlusion=settings.flow.occlusion,
       occlusion_threshold=settings.flow.occlusion_threshold or None,
       iterations=settings.flow.iterations or None,
     )
-    return spread.one_each(load)
+  else:
+    chosen = dict(
+      num_masks=10 if masks is None else masks,
+      mask_ratio=settings.mask_ratio or None,
+      zoom=settings.zoom,
+      mark=_mark(settings.mark),
+      readout=settings.readout,
+      masks_seed=settings.masks_seed,
+      attention_dtype=settings.attention_dtype or None,
+      memory_budget=settings.memory_budget or None,
+      order=settings.order or None,
+      average=settings.average,
+    )
+  protocol = settings.tracker_protocol
   load = functools.partial(
-    Tracker.load,
-    path,
-    num_masks=10 if masks is None else masks,
-    mask_ratio=settings.mask_ratio or None,
-    zoom=settings.zoom,
-    mark=_mark(settings.mark),
-    readout=settings.readout,
-    masks_seed=settings.masks_seed,
-    dtype=settings.dtype or None,
-    attention_dtype=settings.attention_dtype or None,
-    memory_budget=settings.memory_budget or None,
-    order=settings.order or None,
-    average=settings.average,
+    Tracker.load, path, dtype=settings.dtype or None, protocol=protocol, **chosen
   )
+  if protocol == "release":
+    return spread.one_each(lambda: trackers.AtPixelCentres(load()))
   return spread.one_each(load)
 
 
@@ -110,7 +118,46 @@ def origin(name: str, settings: Any) -> str:
   # Without its file no tracker is built, which says so better.
   if settings.mark.kind == "learned" and mark.is_file():
     told = hashlib.sha256(f"{told} {whole_files.sha256(mark)}".encode()).hexdigest()
+  if _read_from_a_corner(path, settings):
+    told = hashlib.sha256(f"{told} middle".encode()).hexdigest()
   return told
+
+
+def _read_from_a_corner(path: Path, settings: Any) -> bool:
+  """Whether places are counted from a mark's middle that is no pixel's centre: an even square's.
+
+  Versions of before counted them from the centre, half a pixel beside; what is kept of theirs is
+  not to be mixed with what is answered now.
+  """
+  try:
+    config = weights.read_header(path).config
+  except InputError:  # no tracker is built of it, which says so better
+    return False
+  bare = settings.readout == "argmax" or settings.tracker_protocol == "release"
+  if bare or flow_networks.is_flow_network(config):
+    return False
+  own = {"kind": "square", "size": max(1, config["model"]["patch"] // 2)}
+  mark = _mark(settings.mark) or sections.section(config, "mark") or own
+  if isinstance(mark, str) or mark["kind"] != "square":
+    return False
+  return perturb.middle(perturb.build(mark)) != 0.5
+
+
+def manner(name: str, settings: Any) -> str:
+  """SHA-256 of the settings that decide a tracker's answers about clips, beside its origin.
+
+  Args:
+    name, settings: as in `build`.
+
+  Raises:
+    InputError: as `weights_path`.
+  """
+  keys = ("resolution",)
+  if weights_path(name, settings) is not None:
+    keys += _CHANGE_ANSWERS
+  content = settings.to_dict()
+  told = json.dumps({key: content[key] for key in keys}, sort_keys=True)
+  return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _masks(name: str) -> int | str | None:

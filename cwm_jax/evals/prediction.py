@@ -84,14 +84,20 @@ def of_weights(
   Yields: as `PredictionEvaluator.run`.
 
   Raises:
-    InputError: no such file, or one that is not a weights file.
+    InputError: no such file, one that is not a weights file, or weights that predict no colours.
   """
   from cwm_jax import models
-  from cwm_jax.pretrained import releases, weights
+  from cwm_jax.pretrained import releases, sections, weights
 
   path = weights.shipped() if path is None else releases.locate(path)
   params, config = weights.load(path)
   weights.check_fit(params, config, where=f"weights file {path}")
+  if not sections.predicts_colours(config):
+    raise InputError(
+      f"weights file {path} was trained with pretrain.target 'normalised': it predicts patches "
+      "without their brightness and contrast, which cannot be compared with frame 2's colours; "
+      "leave out evaluate.prediction"
+    )
   settings = config["model"]
   (h, w), patch = settings["image_hw"], settings["patch"]
   ratio = settings["mask_ratio"] if mask_ratio is None else mask_ratio

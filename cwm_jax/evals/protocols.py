@@ -27,9 +27,9 @@ class Protocol(NamedTuple):
                 Jaccard measures places only.
   bare_indices: places are pixel indices: a query is rounded down to its pixel, and an answer loses
                 the half pixel from the pixel's corner to its centre.
-  nan_spreads:  a video without a number makes the mean over videos NaN, and occlusion F1 goes by
-                precision and recall, so that it is NaN without a true positive. Otherwise such
-                videos are left out, and F1 is then 0.
+  nan_spreads:  a video that is asked about and has no number makes the mean over videos NaN, and
+                occlusion F1 goes by precision and recall, so that it is NaN without a true
+                positive. Otherwise such videos are left out, and F1 is then 0.
   about:        which tables are made so.
   """
 

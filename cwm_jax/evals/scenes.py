@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwm_jax.data import procedural, rendering
+from cwm_jax.types import InputError
 
 SIZE = 256
 POINTS = 4
@@ -35,8 +36,24 @@ class ScenePairs(NamedTuple):
   layers: np.ndarray
 
 
+def check_limit(limit: int, *, what: str = "limit") -> None:
+  """Raises InputError for a number of scenes, called `what`, that the set does not have."""
+  count = len(procedural.scenes_test_v1()[0])
+  if not 1 <= limit <= count:
+    raise InputError(f"scenes-test-v1 has {count} scenes, and {what} is {limit}")
+
+
 def scenes_test_v1(*, limit: int = 500, at_a_time: int = 10) -> Iterator[ScenePairs]:
-  """Renders the set in its order, `at_a_time` scenes a round, the first `limit` scenes of it."""
+  """Renders the set in its order, `at_a_time` scenes a round, the first `limit` scenes of it.
+
+  Raises:
+    InputError: there are not so many.
+  """
+  check_limit(limit)
+  return _rounds(limit, at_a_time)
+
+
+def _rounds(limit: int, at_a_time: int) -> Iterator[ScenePairs]:
   seeds, preset = procedural.scenes_test_v1()
   seeds = seeds[:limit]
   for first in range(0, len(seeds), at_a_time):

@@ -39,14 +39,18 @@ class SegmentQuestion(NamedTuple):
 class SegmentsEvaluator:
   """Asks a tracker what moves along with points; several processes share them out."""
 
-  def __init__(self, tracker: Any, questions: Iterable[SegmentQuestion], *, radius: float):
+  def __init__(
+    self, tracker: Any, questions: Iterable[SegmentQuestion], *, radius: float, expected: int = 0
+  ):
     """
     Args:
       tracker: anything with `ask` as `cwm_jax.tracker.Tracker` has it.
       questions: the same on every process; consumed one at a time by `run`.
       radius: of the disc to compare with, as a share of the frame's shorter side.
+      expected: about how many questions, for the time left that is logged; 0 logs none.
     """
-    self._tracker, self._questions, self._radius = tracker, questions, radius
+    self._tracker, self._radius = tracker, radius
+    self._questions, self._expected = questions, expected
 
   def run(self) -> Iterator[tuple[str, float]]:
     """Yields, over all points, means of intersection over union with the mover:
@@ -61,7 +65,8 @@ class SegmentsEvaluator:
     """
     mine: dict[int, bytes] = {}
     count = 0
-    for count, question in enumerate(self._questions, start=1):
+    asked = spread.logged(self._questions, total=self._expected, unit="points")
+    for count, question in enumerate(asked, start=1):
       if spread.is_mine(count - 1):
         mine[count - 1] = json.dumps(self._compare(question)).encode()
     if not count:
@@ -96,8 +101,9 @@ def disc(
 
 def on_scenes(tracker: Any, *, limit: int) -> SegmentsEvaluator:
   """Of the points on movers of the first `limit` scenes of `scenes-test-v1`, two a scene."""
-  _, preset = procedural.scenes_test_v1()
-  return SegmentsEvaluator(tracker, _scene_questions(limit), radius=sum(preset.radius) / 2)
+  seeds, preset = procedural.scenes_test_v1()
+  radius, expected = sum(preset.radius) / 2, 2 * len(seeds[:limit])
+  return SegmentsEvaluator(tracker, _scene_questions(limit), radius=radius, expected=expected)
 
 
 def _scene_questions(limit: int) -> Iterator[SegmentQuestion]:

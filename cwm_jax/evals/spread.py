@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import queue
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from cwm_jax import processes as processes_lib
+from cwm_jax.progress import format_seconds
 from cwm_jax.types import InputError
+
+_LOG = logging.getLogger(__name__)
+_EVERY_S = 10.0  # between lines of the log that tell how far the work is
+_Item = TypeVar("_Item")
 
 
 class OnDevice:
@@ -79,6 +87,23 @@ def work_through(
       pool.shutdown(wait=True, cancel_futures=True)
 
 
+def logged(items: Iterable[_Item], *, total: int, unit: str) -> Iterator[_Item]:
+  """Passes items on and logs now and then how many there were and how long the rest will take.
+
+  Args:
+    total: how many are expected; may be a guess.
+    unit: what they are, in the plural.
+  """
+  began = last = time.monotonic()
+  for count, item in enumerate(items, start=1):
+    yield item
+    now = time.monotonic()
+    if now - last > _EVERY_S and count < total:
+      last = now
+      left = format_seconds((now - began) / count * (total - count))
+      _LOG.info("  %d/%d %s  eta %s", count, total, unit, left)
+
+
 def gather(mine: dict[int, bytes], count: int) -> dict[int, bytes]:
   """All processes' results, on every process.
 
@@ -92,7 +117,8 @@ def gather(mine: dict[int, bytes], count: int) -> dict[int, bytes]:
   found = {}
   # A round has one item of each process, so that no more than that is ever padded to one length.
   for first in range(0, count, processes):
-    for process, result in enumerate(_everyone(mine.get(first + jax.process_index(), b""))):
+    own = mine.get(first + jax.process_index(), b"")
+    for process, result in enumerate(processes_lib.everyone(own)):
       if first + process < count:
         found[first + process] = result
   return found
@@ -111,25 +137,9 @@ def unpack(packed: bytes) -> dict[str, np.ndarray]:
     return dict(file)
 
 
-def of_first_process(value: bytes) -> bytes:
-  """What the first process holds, on every process."""
-  return value if jax.process_count() == 1 else _everyone(value)[0]
-
-
 def check_same(value: str, *, what: str) -> None:
   """Raises InputError in a process that holds another value than the first one."""
-  if of_first_process(value.encode()) != value.encode():
+  if processes_lib.of_first_process(value.encode()) != value.encode():
     raise InputError(
       f"process {jax.process_index()} has other {what} than process 0; all must read the same files"
     )
-
-
-def _everyone(value: bytes) -> list[bytes]:
-  """One value of every process; they may differ in length."""
-  from jax.experimental import multihost_utils
-
-  lengths = multihost_utils.process_allgather(np.array(len(value), np.int32)).reshape(-1)
-  padded = np.zeros(max(1, int(lengths.max())), np.uint8)
-  padded[: len(value)] = np.frombuffer(value, np.uint8)
-  everyone = multihost_utils.process_allgather(padded)
-  return [row[:length].tobytes() for row, length in zip(everyone, lengths)]

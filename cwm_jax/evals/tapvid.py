@@ -36,6 +36,7 @@ class TapVidEvaluator:
     resolution: str = "native",
     kept: Path | None = None,
     origin: str = "",
+    manner: str = "",
     on_clip: Callable[[str, dict[str, float]], None] | None = None,
   ):
     """
@@ -47,8 +48,8 @@ class TapVidEvaluator:
       frame_gap, query_stride: of queries "cfg" and "strided".
       resolution: at which the tracker sees the clips, see `tapvid_queries.resolution_hw`.
       kept: folder for one .npz of answers a clip; those that are there, and of the same
-        origin, are not computed again.
-      origin: tells whose answers they are, see `tapvid_answers.save`.
+        origin and manner, are not computed again.
+      origin, manner: tell whose answers they are, see `tapvid_answers.save`.
       on_clip: called with a clip's name and numbers when it is done by this process.
 
     Raises:
@@ -61,14 +62,15 @@ class TapVidEvaluator:
     self._trackers = trackers if isinstance(trackers, list | tuple) else [trackers]
     self._clips, self._kept, self._on_clip = clips, kept, on_clip
     self._asked = dict(frame_gap=frame_gap, query_stride=query_stride)
-    self._resolution, self._origin = resolution, origin
+    self._resolution, self._whose = resolution, dict(origin=origin, manner=manner)
     self.answers: dict[str, tapvid_metrics.Answers] = {}
     self.numbers: dict[str, dict[str, float]] = {}
     self.skipped: dict[str, str] = {}
 
   def run(self) -> Iterator[tuple[str, float]]:
     """Yields <clip>/<number> for each clip, then mean/<number> (over clips), pooled/<number> (over
-    all clips' answers together), num_clips and num_skipped. The same on every process.
+    all clips' answers together), num_clips, of them num_empty (clips about which the protocol asks
+    nothing, which no mean counts), and num_skipped. The same on every process.
 
     Raises:
       InputError: no clip could be used.
@@ -94,12 +96,14 @@ class TapVidEvaluator:
     self._collect(spread.gather(results, len(names)))
     for name, numbers in self.numbers.items():
       yield from ((f"{name}/{key}", value) for key, value in numbers.items())
-    nan_spreads = self.protocol.nan_spreads
-    over = tapvid_metrics.mean_over_videos(list(self.numbers.values()), nan_spreads=nan_spreads)
+    nan_spreads, everything = self.protocol.nan_spreads, list(self.numbers.values())
+    asked = [self.numbers[name] for name, own in self.answers.items() if own.distance.size]
+    over = tapvid_metrics.mean_over_videos(asked or everything, nan_spreads=nan_spreads)
     yield from ((f"mean/{key}", value) for key, value in over.items())
     pooled = self._summarise(tapvid_metrics.pool(list(self.answers.values())))
     yield from ((f"pooled/{key}", value) for key, value in pooled.items())
-    yield "num_clips", float(len(self.numbers))
+    yield "num_clips", float(len(everything))
+    yield "num_empty", float(len(everything) - len(asked))
     yield "num_skipped", float(len(self.skipped))
 
   def read(self, index: int) -> Any:
@@ -107,10 +111,10 @@ class TapVidEvaluator:
     return tapvid_queries.at_resolution(self._clips.read(index), self._resolution)
 
   def kept_answers(self, name: str) -> tapvid_answers.ClipAnswers | None:
-    """A clip's answers where they are kept, and of this origin; else None."""
+    """A clip's answers where they are kept, and of this origin and manner; else None."""
     if self._kept is None:
       return None
-    return tapvid_answers.load(self._kept / f"{name}.npz", origin=self._origin)
+    return tapvid_answers.load(self._kept / f"{name}.npz", **self._whose)
 
   def _collect(self, results: dict[int, bytes]) -> None:
     for index, name in enumerate(self._clips.names):
@@ -142,7 +146,7 @@ class TapVidEvaluator:
       return str(error), False
     found = tapvid_answers.ask(tracker, clip, self.protocol, **self._asked)
     if self._kept is not None:
-      tapvid_answers.save(self._kept / f"{name}.npz", found, origin=self._origin)
+      tapvid_answers.save(self._kept / f"{name}.npz", found, **self._whose)
     return tapvid_answers.compare(found, self.protocol), True
 
 

@@ -126,22 +126,26 @@ def track_errors(answers: ClipAnswers, protocol: Protocol, *, least: int = 1) ->
   return np.where(number >= max(1, least), total / np.maximum(number, 1), np.nan)
 
 
-def save(path: Path, answers: ClipAnswers, *, origin: str = "") -> None:
+def save(path: Path, answers: ClipAnswers, *, origin: str = "", manner: str = "") -> None:
   """Writes a `.npz`; a file of that name is there whole or not at all.
 
   Args:
     origin: tells whose answers they are, such as a hash of the weights that were asked.
+    manner: tells how they were asked, such as a hash of the settings.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   with whole_files.writing(path) as partial, open(partial, "wb") as file:
-    np.savez(file, **answers._asdict(), origin=np.array(origin))
+    np.savez(file, **answers._asdict(), origin=np.array(origin), manner=np.array(manner))
 
 
-def load(path: Path, *, origin: str = "") -> ClipAnswers | None:
-  """What `save` wrote; None where that is not there, of another origin, or cannot be read."""
+def load(path: Path, *, origin: str = "", manner: str = "") -> ClipAnswers | None:
+  """What `save` wrote; None where that is not there, is of another origin or manner, or cannot be
+  read. Files from before the manner was noted are taken for any."""
   try:
     with np.load(path, allow_pickle=False) as file:
       if (str(file["origin"]) if "origin" in file else "") != origin:
+        return None
+      if "manner" in file and str(file["manner"]) != manner:
         return None
       return ClipAnswers(*(file[key] for key in ClipAnswers._fields))
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

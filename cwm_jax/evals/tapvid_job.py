@@ -51,19 +51,26 @@ class TapVidJob:
     self._answers = workdir / "answers" / self.title
     self._reports = workdir / "tapvid" / self.title
 
-  def measure(self, name: str, trackers: Sequence[Any], *, origin: str = "") -> dict[str, float]:
+  def measure(
+    self, name: str, trackers: Sequence[Any], *, origin: str = "", manner: str = ""
+  ) -> dict[str, float]:
     """One tracker's numbers over all clips; writes its tables and overlays.
 
     Args:
       name: of the tracker.
       trackers: one for every worker.
-      origin: tells whose answers are kept, see `tapvid_answers.save`.
+      origin, manner: tell whose answers are kept, see `tapvid_answers.save`.
 
     Raises:
       InputError: no clip can be used.
     """
     evaluator = tapvid.TapVidEvaluator(
-      trackers, self._clips, kept=self._answers / name, origin=origin, **self._settings
+      trackers,
+      self._clips,
+      kept=self._answers / name,
+      origin=origin,
+      manner=manner,
+      **self._settings,
     )
     numbers = dict(evaluator.run())
     of_clips = {f"{clip}/{key}" for clip, own in evaluator.numbers.items() for key in own}

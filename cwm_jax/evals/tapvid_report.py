@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cwm_jax import viz
+from cwm_jax import viz, whole_files
 from cwm_jax.evals import charts, tapvid_answers
 from cwm_jax.evals.protocols import Protocol
 from cwm_jax.types import InputError
@@ -56,7 +56,7 @@ def write_tables(
   over: Mapping[str, Mapping[str, float]],
   skipped: Mapping[str, str],
 ) -> str:
-  """Writes clips.txt (percent), clips.csv and clips.json (fractions, every number).
+  """Writes clips.txt (percent), clips.csv and clips.json (fractions, every number; null: unknown).
 
   Args:
     clips: {clip: numbers}.
@@ -72,8 +72,7 @@ def write_tables(
   text += "".join(f"\nleft out: {name}: {why}" for name, why in skipped.items())
   (folder / "clips.txt").write_text(text + "\n")
   content = {"clips": clips, **over, "skipped": skipped}
-  # JSON has no NaN; what is not known is null.
-  (folder / "clips.json").write_text(json.dumps(_without_nan(content), indent=1))
+  (folder / "clips.json").write_text(whole_files.to_json(content, indent=1))
   names = list(next(iter(rows.values())))
   with open(folder / "clips.csv", "w", newline="") as file:
     out = csv.writer(file)
@@ -174,9 +173,3 @@ def _draw(path: Path, clip: Any, answers: tapvid_answers.ClipAnswers, rows: list
     truth_xy=np.where(hidden, np.nan, answers.truth_xy[rows]),
   )
   return viz.write_mp4(path, frames, fps=_FPS)
-
-
-def _without_nan(value: Any) -> Any:
-  if isinstance(value, Mapping):
-    return {key: _without_nan(inner) for key, inner in value.items()}
-  return None if isinstance(value, float) and math.isnan(value) else value

@@ -60,6 +60,35 @@ class PairTracker:
     return Tracks(*(np.stack(values, axis=1) for values in zip(*columns)))
 
 
+class AtPixelCentres:
+  """A tracker of the protocol "release", its bare indices moved to the centres of their pixels.
+
+  Whatever evaluates trackers takes their answers for continuous places.
+  """
+
+  def __init__(self, tracker: Any):
+    self._tracker = tracker
+
+  def track(self, video: Iterable[Any], queries_tyx: Any) -> Tracks:
+    """As `Tracker.track`: frames uint8 [H, W, 3], queries [N, 3]."""
+    tracks = self._tracker.track(video, queries_tyx)
+    # Up to a query's own frame the place is the query itself.
+    later = np.arange(tracks.xy.shape[1]) > np.asarray(queries_tyx)[:, :1]
+    return tracks._replace(xy=tracks.xy + np.float32(0.5) * later[..., None])
+
+  def flow(self, frame1: Any, frame2: Any, points_xy: Any) -> PointFlow:
+    """As `Tracker.flow`: frames uint8 [H, W, 3], points [N, 2]."""
+    return _half_a_pixel_on(self._tracker.flow(frame1, frame2, points_xy))
+
+  def pairs(self, frames: Iterable[Any], points_xy: Any) -> PointFlow:
+    """As `Tracker.pairs`: frames uint8 [P, 2, H, W, 3], points [P, N, 2]."""
+    return _half_a_pixel_on(self._tracker.pairs(frames, points_xy))
+
+  def ask(self, program: Any, frame1: Any, frame2: Any, point_xy: Any, **named: Any) -> Any:
+    """As `Tracker.ask`, whose answers are the program's own."""
+    return self._tracker.ask(program, frame1, frame2, point_xy, **named)
+
+
 class ZeroMotion(PairTracker):
   """Says that nothing moves."""
 
@@ -179,6 +208,10 @@ def build(name: str) -> PairTracker:
   if name not in BASELINES:
     raise InputError(f"there is no baseline {name!r}; choose one of {', '.join(BASELINES)}")
   return BASELINES[name]()
+
+
+def _half_a_pixel_on(answer: PointFlow) -> PointFlow:
+  return answer._replace(xy=answer.xy + np.float32(0.5))
 
 
 def _answer(xy: np.ndarray, shape: tuple[int, ...]) -> PointFlow:

@@ -28,7 +28,7 @@ from cwm_jax.pretrained import (
 )
 from cwm_jax.pretrained.flow_predictors import FLOW_PREDICTOR
 from cwm_jax.pretrained.learned_marks import PERTURBER
-from cwm_jax.pretrained.merge import NamesError, agreeing_release
+from cwm_jax.pretrained.merge import NamesError, agreeing_release, axis_of
 from cwm_jax.pretrained.naming import JOINT_FLOW_PREDICTOR, Naming, naming_of
 from cwm_jax.types import InputError
 
@@ -118,6 +118,7 @@ def from_state(
   *,
   release: str | None = None,
   heads: tuple[int, int] | None = None,
+  flow_heads: tuple[int, int] | None = None,
   where: str,
 ) -> Converted:
   """Our parameters and config from a release's tensors.
@@ -128,6 +129,7 @@ def from_state(
       which says what shapes do not: the image's size and the attention heads, or the iterations.
       None takes the first whose shapes agree.
     heads: (encoder's, decoder's) number of attention heads; needed where no release agrees.
+    flow_heads: the same of Psi-flow; None takes `heads` where no release agrees.
     where: names the state's origin in messages.
 
   Raises:
@@ -135,14 +137,16 @@ def from_state(
       not fit the model.
   """
   if (kind := flow_keymaps.naming_of(state)) is not None:
-    if heads is not None:
+    if heads or flow_heads:
       raise InputError(f"{where} is a flow network, which has no attention heads (--heads)")
     return _finite(
       Converted(*flow_conversion.from_state(state, kind, release=release, where=where)), where
     )
   naming = naming_of(state, where=where)
   shapes = keymaps.to_shapes({n: a.shape for n, a in state.items()}, naming.rules(), where=where)
-  config = _config(shapes, naming, release=release, heads=heads, where=where)
+  if flow_heads and naming.flow_predictor is None:
+    raise InputError(f"{where} holds no Psi-flow, whose attention heads were given (--flow-heads)")
+  config = _config(shapes, naming, release=release, heads=heads, flow_heads=flow_heads, where=where)
   _, expected = weights.expected_shapes(config, where=where)
   if naming.flow_predictor is not None:
     psi_flow = flow_predictors.expected_shapes(config, where=where)
@@ -157,13 +161,14 @@ def assemble(
   *,
   release: str | None = None,
   heads: tuple[int, int] | None = None,
+  flow_heads: tuple[int, int] | None = None,
   keep_base: bool = False,
 ) -> Converted:
   """Reads checkpoints in loading order and converts what they make together.
 
   Args:
     sources: a checkpoint, and possibly a second one that is laid over it.
-    release, heads: see `from_state`.
+    release, heads, flow_heads: see `from_state`.
     keep_base: see `overlay`.
 
   Raises:
@@ -174,7 +179,7 @@ def assemble(
     over = read_state(source)
     state, overlaid = overlay(state, over, keep_base=keep_base, where=str(source))
   where = " over ".join(str(source) for source in reversed(sources))
-  made = from_state(state, release=release, heads=heads, where=where)
+  made = from_state(state, release=release, heads=heads, flow_heads=flow_heads, where=where)
   return made._replace(overlaid=tuple(overlaid))
 
 
@@ -255,6 +260,7 @@ def _config(
   *,
   release: str | None,
   heads: tuple[int, int] | None,
+  flow_heads: tuple[int, int] | None,
   where: str,
 ) -> dict[str, Any]:
   """A job config whose model has these shapes; what shapes do not tell comes from the release."""
@@ -265,7 +271,7 @@ def _config(
     raise InputError(f"unknown release {release!r}; choose one of {', '.join(opt_cwm.MODELS)}")
   model = agreeing_release(told, opt_cwm.MODELS, release, where=where)
   if model is None:
-    side = isqrt(shapes["encoder_positions"][0] // 2) if naming.learned_positions else 28
+    side = told["positions_hw"][0] if naming.learned_positions else 28
     model = told | {"image_hw": (side * told["patch"],) * 2, "mask_ratio": 0.9}
   if heads is not None:
     model["encoder_heads"], model["decoder_heads"] = heads
@@ -280,15 +286,17 @@ def _config(
   if naming.flow_predictor is not None:
     top = f"{FLOW_PREDICTOR}/"
     psi_flow = {n.removeprefix(top): s for n, s in shapes.items() if n.startswith(top)}
-    job.flow_predictor.update(
-      flow_predictors.told_by_shapes(psi_flow, naming.links, heads=heads, where=where)
+    told = flow_predictors.told_by_shapes(
+      psi_flow, naming.links, heads=flow_heads, predictor_heads=heads, where=where
     )
+    job.flow_predictor.update(told)
   config = job.to_dict()
   if naming.perturber is not None:
-    trained_at = isqrt(shapes["encoder_positions"][0] // 2) * model["patch"]
+    trained_grid = model["positions_hw"]
+    trained_at = trained_grid[0] * model["patch"] if trained_grid else model["image_hw"][0]
     config["mark"] = {
       "kind": "learned",
-      "hidden_width": shapes[f"{PERTURBER}/fc1/bias"][0],
+      "hidden_width": axis_of(shapes, f"{PERTURBER}/fc1/bias", 0, where=where),
       "size": opt_cwm.PERTURBER["size"],
       "scale": max(1, model["image_hw"][0] // trained_at),
     }
@@ -300,20 +308,24 @@ def _told_by_shapes(
 ) -> dict[str, Any]:
   """The keys of a `model` section that a predictor's shapes fix."""
   pixels, width = shapes["patch_embed/kernel"]
-  patch, positions = isqrt(pixels // 3), shapes.get("encoder_positions", (0, width))
-  side = isqrt(positions[0] // 2)
-  if prod((3, patch, patch)) != pixels or 2 * side * side != positions[0]:
+  patch = isqrt(pixels // 3)
+  learned = naming.learned_positions
+  positions = axis_of(shapes, "encoder_positions", 0, where=where) if learned else 0
+  side = isqrt(positions // 2)
+  if prod((3, patch, patch)) != pixels or 2 * side * side != positions:
     raise InputError(f"{where}: its patches or its position tables are not square")
+  if not patch or (learned and not side):
+    raise InputError(f"{where}: its patches or its position tables are empty")
   depth = {half: shapes[f"{half}/blocks/norm1/scale"][0] for half in ("encoder", "decoder")}
   return {
     "patch": patch,
-    "masking": "token" if naming.learned_positions else "drop",
-    "positions": "learned" if naming.learned_positions else "sine",
-    "positions_hw": (side, side) if side else (),
+    "masking": "token" if learned else "drop",
+    "positions": "learned" if learned else "sine",
+    "positions_hw": (side, side) if learned else (),
     "encoder_width": width,
     "encoder_depth": depth["encoder"],
-    "decoder_width": shapes["encoder_to_decoder/bias"][0],
+    "decoder_width": axis_of(shapes, "encoder_to_decoder/bias", 0, where=where),
     "decoder_depth": depth["decoder"],
-    "mlp_ratio": shapes["encoder/blocks/fc1/bias"][1] / width,
+    "mlp_ratio": axis_of(shapes, "encoder/blocks/fc1/bias", 1, where=where) / width,
     "context": 0,
   }

@@ -7,16 +7,18 @@ every later one.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import http.client
 import json
+import logging
 import os
 import re
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +26,7 @@ from cwm_jax import whole_files
 from cwm_jax.types import InputError
 
 Progress = Callable[[int, int | None], None]  # (bytes so far, bytes in all where known)
+_LOG = logging.getLogger(__name__)
 _PIECE = 1 << 20
 _TIMEOUT_S = 30
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
@@ -38,6 +41,8 @@ def fetch(
   progress: Progress | None = None,
 ) -> str:
   """Makes sure that a file is there, whole and unchanged.
+
+  Where another process is fetching it, waits, and goes on with what that one leaves.
 
   Args:
     address: http or https.
@@ -56,17 +61,16 @@ def fetch(
   if not path.is_file():
     try:
       path.parent.mkdir(parents=True, exist_ok=True)
-      with open(_beside(path, ".part"), "ab") as part:
-        _lock(part, path)
+      with _locked_part(path) as part:
         # Whoever held the lock may have finished the file meanwhile.
-        if not path.is_file():
-          try:
+        try:
+          if not path.is_file():
             _download(address, path, part, progress)
             os.replace(part.name, path)
-          finally:
-            if path.is_file() or not os.path.getsize(part.name):
-              for ending in (".part", ".part.tag"):
-                _beside(path, ending).unlink(missing_ok=True)
+        finally:
+          if path.is_file() or not os.path.getsize(part.name):
+            for ending in (".part", ".part.tag"):
+              _beside(path, ending).unlink(missing_ok=True)
     except OSError as error:
       raise InputError(f"cannot write {path}: {error.strerror or error}") from None
   return _verify(path, size=size, sha256=sha256)
@@ -185,17 +189,36 @@ def _verify(path: Path, *, size: int | None, sha256: str | None) -> str:
         "delete it to have it fetched anew"
       )
     if recorded(path) != found:
-      _beside(path, ".sha256").write_text(found + "\n")
+      # Another process may read it now.
+      with whole_files.writing(_beside(path, ".sha256")) as partial:
+        partial.write_text(found + "\n")
   except OSError as error:
     raise InputError(f"cannot use {path}: {error.strerror or error}") from None
   return found
 
 
-def _lock(part: BinaryIO, path: Path) -> None:
+@contextlib.contextmanager
+def _locked_part(path: Path) -> Iterator[BinaryIO]:
+  """FILE.part, open for appending, once no other process has it."""
+  while True:
+    with open(_beside(path, ".part"), "ab") as part:
+      try:
+        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        _LOG.warning("another process is fetching %s; waiting for it", path)
+        fcntl.flock(part, fcntl.LOCK_EX)
+      # Whoever held it may have made the whole file of it, or thrown it away where nothing came.
+      if path.is_file() or _is_named(part):
+        yield part
+        return
+
+
+def _is_named(part: BinaryIO) -> bool:
+  """Whether an open file still lies under its name."""
   try:
-    fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    raise InputError(f"another process is fetching {path}; try again when it is done") from None
+    return os.path.samestat(os.fstat(part.fileno()), os.stat(part.name))
+  except FileNotFoundError:
+    return False
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
+from cwm_jax.pretrained.merge import axis_of
 from cwm_jax.types import InputError
 
 FLOW_PREDICTOR = "flow_predictor"  # the folder of parameter names, and the config's section
@@ -53,6 +54,7 @@ def told_by_shapes(
   links: tuple[Sequence[str], Sequence[str]],
   *,
   heads: tuple[int, int] | None,
+  predictor_heads: tuple[int, int] | None,
   where: str,
 ) -> dict[str, Any]:
   """What a release's two-stream Psi-flow has in the `flow_predictor` section.
@@ -60,7 +62,9 @@ def told_by_shapes(
   Args:
     shapes: '/'-joined path of our parameter, without the folder -> shape.
     links: the encoder's and the decoder's, of each block; see `models.two_stream`.
-    heads: (encoder's, decoder's) number of attention heads; needed where it is not the release's.
+    heads: (encoder's, decoder's) number of attention heads; None takes the release's where the
+      sizes are its own, else `predictor_heads`.
+    predictor_heads: those that the predictor beside it was said to have.
     where: names the shapes' origin in messages.
 
   Raises:
@@ -72,29 +76,36 @@ def told_by_shapes(
   patch = isqrt(pixels // _RGB)
   if _RGB * patch * patch != pixels:
     raise InputError(f"{where}: the patches of its flow predictor are not square")
-  first = next(name for name in shapes if name.endswith("_fc1/bias"))
+  decoder_width = shapes["head/kernel"][0]
+  first = next((name for name in shapes if name.endswith("_fc1/bias")), None)
+  if first is None or not patch or not decoder_width:
+    raise InputError(f"{where}: its flow predictor has no patches, no width or no MLP in any block")
+  of_width = width if first.startswith("encoder/") else decoder_width
   section = {
     "kind": "two_stream",
     "patch": patch,
-    "mlp_ratio": shapes[first][1]
-    / (width if first.startswith("encoder/") else shapes["head/kernel"][0]),
+    "mlp_ratio": axis_of(shapes, first, 1, where=where) / of_width,
   }
   sizes = {
     "encoder_width": width,
     "encoder_links": tuple(links[0]),
-    "decoder_width": shapes["head/kernel"][0],
+    "decoder_width": decoder_width,
     "decoder_links": tuple(links[1]),
   }
   released = opt_cwm.TWO_STREAM
+  stated = {"setting": released["setting"], "grid_hw": ()}
   if sizes.items() <= released.items() and section == opt_cwm.FLOW_PREDICTOR:
-    return {**section, "two_stream": dict(released)}
+    stated = dict(released)
+    heads = heads or (released["encoder_heads"], released["decoder_heads"])
+  heads = heads or predictor_heads
   if heads is None:
     raise InputError(
-      f"{where} does not tell how many attention heads its flow predictor has: give them (--heads)"
+      f"{where} does not tell how many attention heads its flow predictor has: give them "
+      "(--flow-heads, or --heads where the predictor has as many)"
     )
   sizes |= {"encoder_heads": heads[0], "decoder_heads": heads[1]}
   for half in ("encoder", "decoder"):
     width, count = sizes[f"{half}_width"], sizes[f"{half}_heads"]
     if count < 1 or width % count:
       raise InputError(f"{where}: a width of {width} does not divide into {count} attention heads")
-  return {**section, "two_stream": {"setting": released["setting"], "grid_hw": (), **sizes}}
+  return {**section, "two_stream": {**stated, **sizes}}

@@ -274,3 +274,7 @@ def _lay_out(
     return rule.layout.ours([state[name] for name in names])
   except InputError as error:
     raise InputError(f"{where}: {names[0]!r} {error}") from None
+  except ValueError:
+    # NumPy's own words speak of the layout's steps, which mean nothing to whoever has the file.
+    shape = state[names[0]].shape
+    raise InputError(f"{where}: {names[0]!r} has shape {shape}, which no model has") from None

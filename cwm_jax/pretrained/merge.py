@@ -89,6 +89,17 @@ def merge(
   return {name: loaded.get(name, value) for name, value in params.items()}
 
 
+def axis_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, *, where: str) -> int:
+  """How long an axis of a named shape is.
+
+  Raises:
+    InputError: the shape has no such axis.
+  """
+  if axis >= len(shapes[name]):
+    raise InputError(f"{where}: what becomes {name!r} has shape {shapes[name]}, too few axes")
+  return shapes[name][axis]
+
+
 def _excused(pattern: str, name: str) -> bool:
   return bool(pattern) and re.match(pattern, name) is not None
 

@@ -156,6 +156,9 @@ def _check_tensors(
       raise InputError(f"{where}: the shape of {shown(name)} does not fit its length in the file")
     if begin + stop > size:
       raise InputError(f"{where} is cut short: {shown(name)} ends beyond the file")
+    # An axis of 0 makes any other fit a length of 0, also those that no array can have.
+    if math.prod(n or 1 for n in shape) > size:
+      raise InputError(f"{where}: the shape of {shown(name)} does not fit its length in the file")
     tensors[name] = TensorInfo(code, shape, begin + start, begin + stop)
   if not tensors:
     raise InputError(f"{where} holds no parameters")

@@ -15,7 +15,7 @@ import numpy as np
 from cwm_jax.pretrained import flow_networks, flow_predictors, learned_marks, sections
 from cwm_jax.pretrained.merge import check_names
 from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
-from cwm_jax.types import InputError
+from cwm_jax.types import InputError, first_line
 
 _SHIPPED = "predictor-tiny"
 # What lies beside a predictor in its file.
@@ -266,8 +266,7 @@ def expected_shapes(config: dict[str, Any], *, where: str) -> tuple[Any, dict[st
   except KeyError as error:
     raise InputError(f"{where}: its config lacks {error}") from None
   except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise InputError(f"{where}: its config describes no model ({reason})") from None
+    raise InputError(f"{where}: its config describes no model ({first_line(error)})") from None
   wanted = dict(variables["params"])
   if learned_marks.is_learned(config):
     wanted[learned_marks.PERTURBER] = learned_marks.expected_shapes(

@@ -7,6 +7,7 @@ held-out scenes, as relative rises of the loss with their 95 % intervals.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from cwm_jax import geometry
 from cwm_jax.data import procedural, rendering
+from cwm_jax.tasks import readout
 from cwm_jax.types import FramePair
 
 _PAIRS = 8  # through the networks at once
@@ -29,7 +31,10 @@ class Probe:
     preset: a name in `data.procedural.PRESETS`.
     num_scenes: how many, rounded up to whole groups of 8; 0 asks nothing.
     before_seed: seeds are taken downwards from here; training's lie at or above it.
-    max_objects, texture_size: as for training.
+    max_objects, texture_size, supersample: as for training, see `rendering.render_batch`.
+
+  Raises:
+    InputError: there are not so many seeds below `before_seed`.
   """
 
   def __init__(
@@ -41,12 +46,20 @@ class Probe:
     before_seed: int,
     max_objects: int,
     texture_size: int,
+    supersample: int,
   ):
-    self._image_hw, self._texture_size = image_hw, texture_size
+    self._render_batch = jax.jit(
+      partial(
+        rendering.render_batch,
+        size_hw=tuple(image_hw),
+        texture_size=texture_size,
+        supersample=supersample,
+      )
+    )
     self._preset, self._max_objects = procedural.preset_at(0, ((0, preset),)), max_objects
     # Pairs go through in whole groups, so that one program serves all.
     count = -(-num_scenes // _PAIRS) * _PAIRS
-    self._seeds = [before_seed - 1 - i for i in range(count)]
+    self._seeds = readout.held_out_seeds(count, before_seed=before_seed)
     self._measure: Any = None
 
   @property
@@ -82,10 +95,8 @@ class Probe:
         yield f"bottleneck/{name}_high", high
 
   def _render(self, seeds: Sequence[int]) -> FramePair:
-    scenes = [procedural.draw_scene(s, self._preset, max_objects=self._max_objects) for s in seeds]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)
-    pair = rendering.render(stacked, size_hw=self._image_hw, texture_size=self._texture_size)
-    return FramePair(np.asarray(pair.frames))
+    batch = readout.scene_batch(seeds, self._preset, max_objects=self._max_objects)
+    return FramePair(np.asarray(self._render_batch(batch).frames))
 
 
 def measure(task: Any, params: dict[str, Any], pair: FramePair, keys: Any) -> dict[str, Any]:

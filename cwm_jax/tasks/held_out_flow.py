@@ -37,6 +37,9 @@ class HeldOutFlow:
     before_seed: seeds are taken downwards from here; training's and labelling's lie at or above it.
     max_objects, texture_size: as for training; 0 texels take the size of what is drawn.
     supersample: scenes are drawn so many times larger and shrunk.
+
+  Raises:
+    InputError: there are not so many seeds below `before_seed`.
   """
 
   def __init__(
@@ -51,8 +54,10 @@ class HeldOutFlow:
     texture_size: int,
     supersample: int,
   ):
-    self._image_hw, self._num_scenes, self._before_seed = image_hw, num_scenes, before_seed
-    self._max_objects = max_objects
+    self._image_hw, self._num_scenes, self._max_objects = image_hw, num_scenes, max_objects
+    # Filled up, so that every round of `_AT_ONCE` scenes is a whole one.
+    count = -(-num_scenes // _AT_ONCE) * _AT_ONCE
+    self._seeds = readout.held_out_seeds(count, before_seed=before_seed)
     self._presets = {name: procedural.preset_at(0, ((0, name),)) for name in presets}
     self._asked: dict[str, _Questions] = {}
     self._network, self._answer = network, None
@@ -103,18 +108,14 @@ class HeldOutFlow:
     return points_xy + jax.vmap(geometry.sample_bilinear)(flow_xy, points_xy)
 
   def _ask(self, preset: procedural.Preset) -> _Questions:
-    # Filled up, so that every round of `_AT_ONCE` scenes is a whole one.
-    rounds = -(-self._num_scenes // _AT_ONCE)
-    seeds = [self._before_seed - 1 - i for i in range(rounds * _AT_ONCE)]
     parts = [
-      self._ask_some(seeds[i : i + _AT_ONCE], preset) for i in range(0, len(seeds), _AT_ONCE)
+      self._ask_some(self._seeds[i : i + _AT_ONCE], preset)
+      for i in range(0, len(self._seeds), _AT_ONCE)
     ]
     return _Questions(*(np.concatenate(part) for part in zip(*parts)))
 
   def _ask_some(self, seeds: list[int], preset: procedural.Preset) -> _Questions:
-    scenes = [procedural.draw_scene(s, preset, max_objects=self._max_objects) for s in seeds]
-    batch = {f"scene/{k}": np.stack([scene[k] for scene in scenes]) for k in scenes[0]}
-    pair = self._render(batch)
+    pair = self._render(readout.scene_batch(seeds, preset, max_objects=self._max_objects))
     frames, flow_xy, visible = (np.asarray(x) for x in (pair.frames, pair.flow_xy, pair.visible))
     points = np.zeros((len(seeds), _POINTS, 2), np.float32)
     truth = points.copy()
@@ -135,8 +136,5 @@ def build(config: Any, network: Any, *, image_hw: tuple[int, int]) -> HeldOutFlo
     image_hw=image_hw,
     presets=list(dict.fromkeys(name for names in stages for name in names)),
     num_scenes=config.log.eval_scenes,
-    before_seed=scenes.first_seed,
-    max_objects=scenes.max_objects,
-    texture_size=scenes.texture_size,
-    supersample=scenes.supersample,
+    **readout.scene_settings(config),
   )

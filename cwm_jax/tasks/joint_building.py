@@ -65,7 +65,7 @@ def build(config: Any) -> joint.Joint:
       image_hw=image_hw,
       preset=preset,
       num_scenes=config.log.eval_scenes,
-      **readout.scene_settings(config, image_hw),
+      **readout.scene_settings(config),
     ),
     **{
       name: settings[name]

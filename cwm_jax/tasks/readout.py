@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 from cwm_jax import geometry
 from cwm_jax.counterfactual import flow, masks, multimask, perturb
 from cwm_jax.data import procedural, rendering
+from cwm_jax.types import InputError
 
 _POINTS = 4  # a scene
 _MOVING = 1.0  # pixels; points that move less say nothing about reading motion
@@ -49,7 +50,10 @@ class HeldOutReadout:
     num_scenes: scenes a preset; 0 asks nothing.
     num_masks: masks a point (MM-N).
     before_seed: seeds are taken downwards from here; training's lie at or above it.
-    max_objects, texture_size: as for training.
+    max_objects, texture_size, supersample: as for training, see `rendering.render_batch`.
+
+  Raises:
+    InputError: there are not so many seeds below `before_seed`.
   """
 
   def __init__(
@@ -64,10 +68,21 @@ class HeldOutReadout:
     before_seed: int,
     max_objects: int,
     texture_size: int,
+    supersample: int,
   ):
-    self._model, self._image_hw, self._num_scenes = model, image_hw, num_scenes
-    self._before_seed, self._max_objects = before_seed, max_objects
-    self._texture_size = texture_size
+    self._model, self._image_hw, self._max_objects = model, image_hw, max_objects
+    self._seeds = held_out_seeds(num_scenes, before_seed=before_seed)
+    self._render = jax.jit(
+      partial(
+        rendering.render_batch,
+        size_hw=tuple(image_hw),
+        texture_size=texture_size,
+        supersample=supersample,
+        truth=True,
+      )
+    )
+    # As many pixels at once as are drawn without supersampling.
+    self._at_once = max(1, len(self._seeds) // supersample**2)
     self._presets = {name: procedural.preset_at(0, ((0, name),)) for name in presets}
     self._grid_hw = (image_hw[0] // model.patch, image_hw[1] // model.patch)
     self._num_visible = masks.num_visible_patches(self._grid_hw, mask_ratio)
@@ -89,7 +104,7 @@ class HeldOutReadout:
       mark: see `counterfactual.perturb`; None takes a red square of half a patch. Under one that
         is a `jax.tree_util.Partial`, parameters may change from call to call.
     """
-    if not self._num_scenes:
+    if not self._seeds:
       return
     if self._answer is None:
       self._answer = jax.jit(self._destinations, out_shardings=whole(params))
@@ -113,13 +128,12 @@ class HeldOutReadout:
       yield f"{name}/median_share", float(np.median(error) / np.median(still))
 
   def _ask(self, preset: procedural.Preset) -> _Questions:
-    seeds = [self._before_seed - 1 - i for i in range(self._num_scenes)]
-    scenes = [procedural.draw_scene(s, preset, max_objects=self._max_objects) for s in seeds]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)
-    pair = rendering.render(
-      stacked, size_hw=self._image_hw, texture_size=self._texture_size, truth=True
-    )
-    flow_xy, visible = np.asarray(pair.flow_xy), np.asarray(pair.visible)
+    seeds = self._seeds
+    groups = [seeds[i : i + self._at_once] for i in range(0, len(seeds), self._at_once)]
+    batches = [scene_batch(group, preset, max_objects=self._max_objects) for group in groups]
+    drawn = [jax.device_get(self._render(batch)) for batch in batches]
+    pair = jax.tree.map(lambda *leaves: np.concatenate(leaves), *drawn)
+    flow_xy, visible = pair.flow_xy, pair.visible
     shape = (len(seeds), _POINTS, 2)
     points, truth, valid = np.zeros(shape), np.zeros(shape), np.zeros(shape[:2], bool)
     for i, seed in enumerate(seeds):
@@ -131,7 +145,7 @@ class HeldOutReadout:
       truth[i, :count] = points[i, :count] + flow_xy[i, rows, cols]
       valid[i, :count] = True
     return _Questions(
-      frames=np.asarray(geometry.normalise(pair.frames)),
+      frames=np.asarray(geometry.normalise(jnp.asarray(pair.frames))),
       pair_of=np.repeat(np.arange(len(seeds), dtype=np.int32), _POINTS),
       points_xy=points.reshape(-1, 2).astype(np.float32),
       truth_xy=truth.reshape(-1, 2).astype(np.float32),
@@ -167,6 +181,28 @@ class HeldOutReadout:
     ).xy
 
 
+def held_out_seeds(count: int, *, before_seed: int) -> list[int]:
+  """Seeds of `count` scenes that are not trained on, downwards from just below `before_seed`.
+
+  Raises:
+    InputError: there are not so many.
+  """
+  if count > before_seed:
+    raise InputError(
+      f"data.sources.scenes.first_seed is {before_seed}, and the {count} held-out scenes have the "
+      f"seeds below it: make it {count} or more, or log.eval_scenes 0"
+    )
+  return [before_seed - 1 - i for i in range(count)]
+
+
+def scene_batch(
+  seeds: Sequence[int], preset: procedural.Preset, *, max_objects: int
+) -> dict[str, np.ndarray]:
+  """Scenes of these seeds as a loader's batch, for `rendering.render_batch`."""
+  scenes = [procedural.draw_scene(seed, preset, max_objects=max_objects) for seed in seeds]
+  return {f"scene/{name}": np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
+
+
 def whole(params: Any) -> Any:
   """A sharding that puts the answer on every device that holds `params`."""
   place = jax.tree.leaves(params)[0].sharding
@@ -191,7 +227,7 @@ def build(
     presets=presets(config.data.sources.scenes),
     num_scenes=config.log.eval_scenes,
     num_masks=config.log.eval_masks,
-    **scene_settings(config, image_hw),
+    **scene_settings(config),
   )
 
 
@@ -203,11 +239,12 @@ def presets(scenes: Any) -> list[str]:
   return list(dict.fromkeys(name for names in listed for name in names))
 
 
-def scene_settings(config: Any, image_hw: tuple[int, int]) -> dict[str, int]:
-  """How held-out scenes are drawn: as the job's own, from seeds below them."""
+def scene_settings(config: Any) -> dict[str, int]:
+  """How held-out scenes are drawn: as the job's own but for photographs, from seeds below them."""
   scenes = config.data.sources.scenes
   return dict(
     before_seed=scenes.first_seed,
     max_objects=scenes.max_objects,
-    texture_size=scenes.texture_size or min(image_hw),
+    texture_size=scenes.texture_size,
+    supersample=scenes.supersample,
   )

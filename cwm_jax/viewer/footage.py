@@ -13,6 +13,7 @@ from cwm_jax.types import InputError, Tracks
 
 _LONGEST = 960  # longer side of the frames that are kept, pixels
 _BYTES = 2**28  # of all frames together
+_UNKNOWN = 240  # frames to expect of a clip that does not say how many it has
 
 Truth = Callable[[int, np.ndarray], Tracks]
 
@@ -54,9 +55,16 @@ def read(path: str, *, start: int, count: int) -> Footage:
     InputError: no video, or fewer than two frames from there on.
   """
   clip = inputs.open_clip(path)
-  size_hw = kept_size(clip.size_hw, count)
-  chosen = itertools.islice(clip.frames(), start, start + count)
-  frames = [viz.resized(frame, size_hw) for frame in chosen]
+  expected = _UNKNOWN if clip.length is None else max(2, clip.length - start)
+  expected = min(count, expected)
+  size_hw = kept_size(clip.size_hw, expected)
+  frames: list[np.ndarray] = []
+  for frame in itertools.islice(clip.frames(), start, start + count):
+    if len(frames) == expected:  # a file may hold more than it claims
+      expected = min(count, 2 * expected)
+      size_hw = kept_size(clip.size_hw, expected)
+      frames = [viz.resized(kept, size_hw) for kept in frames]
+    frames.append(viz.resized(frame, size_hw))
   if len(frames) < 2:
     where = f" from frame {start} on" if start else ""
     raise InputError(f"{path} has {len(frames)} frames{where}; motion needs two or more")

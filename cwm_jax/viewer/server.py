@@ -147,8 +147,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _send_page(self) -> None:
     nonce = secrets.token_urlsafe(16)
-    page = resources.files("cwm_jax.viewer").joinpath("page.html").read_text("utf-8")
-    content = page.replace("{{nonce}}", nonce).encode()
+    files = resources.files("cwm_jax.viewer")
+    page, script = (files.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "js"))
+    content = page.replace("{{nonce}}", nonce).replace("{{script}}", script).encode()
     self._send("text/html; charset=utf-8", content, policy=_POLICY.format(nonce=nonce))
 
   def _stream(self, events: Iterator[dict]) -> None:

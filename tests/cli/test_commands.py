@@ -64,7 +64,7 @@ def test_track_follows_points_of_a_file_through_a_folder_of_frames(
 def test_programs_are_kept_for_the_next_command_in_the_cache_folder(
   tmp_path, weights_path, frame_paths
 ):
-  hidden = {"JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
+  hidden = {"JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS"}
   environment = {name: value for name, value in os.environ.items() if name not in hidden}
   argv = ["flow", *frame_paths[:2], "--stride", "20", "--masks", "1", "--weights", weights_path]
   subprocess.run(

@@ -7,9 +7,10 @@ import json
 import command_line
 import numpy as np
 import pytest
+import tiny_release
 from torch_writer import Tensor, write
 
-from cwm_jax.pretrained import safetensors_file
+from cwm_jax.pretrained import safetensors_file, weights
 
 
 @pytest.fixture
@@ -43,9 +44,21 @@ def test_a_torch_file_laid_over_a_base_is_reported(capsys, tmp_path, cwm_goldens
   base = cwm_goldens / "c1_base_cwm_state.safetensors"
   arguments = ["convert", base, tmp_path / "o.safetensors", "--over", tmp_path / "over.pt"]
   code, out, _ = command_line.run(capsys, *arguments, "--heads", heads)
-  assert code == 0 and "laid 69 tensors over the base's" in out
+  shared = {f"cwm_model.{name}" for name in safetensors_file.read(base)} & flow.keys()
+  assert shared and code == 0 and f"laid {len(shared)} tensors over the base's" in out
   code, out, _ = command_line.run(capsys, *arguments, "--heads", heads, "--keep-base", "--json")
   assert code == 0 and json.loads(out)["overlaid"] == []
+
+
+def test_the_heads_of_psi_flow_are_given_apart_from_the_predictors(capsys, tmp_path):
+  state = {name: Tensor(array) for name, array in tiny_release.joint().items()}
+  source, out = write(tmp_path / "joint.pt", state), tmp_path / "o.safetensors"
+  arguments = ["convert", source, out, "--heads", "2,4", "--flow-heads", "4,2"]
+  code, said, _ = command_line.run(capsys, *arguments)
+  assert code == 0 and "with 2 and 4 heads" in said
+  assert "its Psi-flow taken with 4 and 2 heads" in said
+  section = weights.read_header(out).config["flow_predictor"]["two_stream"]
+  assert (section["encoder_heads"], section["decoder_heads"]) == (4, 2)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from types import SimpleNamespace
 
 import command_line
 import numpy as np
 import pytest
 
-from cwm_jax import demo, viz
+from cwm_jax import commands, demo, inputs, viz
 from cwm_jax.data import procedural, video
 from cwm_jax.types import Tracks
 
@@ -49,7 +51,33 @@ def test_the_demo_on_a_long_video_takes_24_frames_says_so_and_claims_no_truth(
   facts = json.loads(out)
   assert code == 0 and facts["clip"] == "long.mp4 (24 of its 31 frames, evenly spread)"
   assert all(set(row) == {"name", "seconds"} for row in facts["table"])
-  assert np.load(tmp_path / "tracks.npz")["tracks_xy"].shape == (16, 24, 2)
+  saved = np.load(tmp_path / "tracks.npz")
+  assert saved["tracks_xy"].shape == (16, 24, 2)
+  # Which of the 31 frames those are, and when they are shown.
+  np.testing.assert_array_equal(saved["frame_indices"], np.linspace(0, 30, 24).round())
+  np.testing.assert_allclose(saved["times_s"], saved["frame_indices"] / 10, atol=1e-3)
+
+
+def test_the_demos_tracks_are_there_before_anything_else_is_asked_or_drawn(
+  capsys, tmp_path, clip_path, monkeypatch
+):
+  def track(frames, queries):
+    if (tmp_path / "tracks.npz").exists():
+      raise KeyboardInterrupt
+    return demo._still(queries[:, :0:-1], len(frames))
+
+  monkeypatch.setattr(commands, "load_tracker", lambda *_, **__: SimpleNamespace(track=track))
+  code, _, _ = command_line.run(capsys, "demo", clip_path, "--out", tmp_path)
+  assert code == 130 and np.load(tmp_path / "tracks.npz")["tracks_xy"].shape == (16, 6, 2)
+
+
+def test_a_clip_whose_name_is_no_text_can_be_named(tmp_path):
+  odd = os.fsdecode(b"a\xff")
+  film = viz.write_mp4(tmp_path / f"{odd}.mp4", command_line.frames(2), fps=10)
+  (tmp_path / odd).mkdir()
+  viz.write_png(tmp_path / odd / "0.png", command_line.frames(1)[0])
+  names = [inputs.open_clip(str(path)).name for path in (film, tmp_path / odd)]
+  assert names == ["a\\udcff.mp4", "a\\udcff"]
 
 
 def test_the_demos_errors_are_those_of_visible_points_at_256():

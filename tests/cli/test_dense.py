@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import command_line
 import numpy as np
 import pytest
 
-from cwm_jax import inputs, viz
+from cwm_jax import commands, inputs, tracking, viz
 from cwm_jax.data import flowfiles, video
+from cwm_jax.types import InputError
 
 
 @pytest.mark.parametrize("form, gap", [("flo", 2), ("png", 1)])
@@ -48,6 +50,68 @@ def test_the_video_of_flow_keeps_the_times_of_uneven_frames(capsys, tmp_path, we
   np.testing.assert_allclose(found, times_s[:3], atol=1e-3)
 
 
+@pytest.fixture
+def still(monkeypatch):
+  """A tracker to which nothing moves, so that no network need be asked."""
+
+  def dense_flow(first, second, *, stride, marks):
+    tracker.marks = marks
+    points_xy = tracking.grid(first.shape[:2], stride)
+    return np.zeros_like(points_xy), points_xy
+
+  tracker = SimpleNamespace(dense_flow=dense_flow)
+  monkeypatch.setattr(commands, "load_tracker", lambda *_, **__: tracker)
+  return tracker
+
+
+def test_a_second_run_leaves_no_fields_or_video_of_the_first_and_nothing_else_is_touched(
+  capsys, tmp_path, clip_path, still
+):
+  out = tmp_path / "o"
+  argv = ["dense", clip_path, "--out", out]
+  assert command_line.run(capsys, *argv)[0] == 0
+  viz.write_png(out / "000007.png", command_line.frames(1)[0])
+  (out / "truth.flo").write_bytes(b"mine")
+  code, _, err = command_line.run(capsys, *argv, "--gap", 4, "--format", "png", "--no-overlay")
+  assert (code, err) == (0, "")
+  mine = {"000007.png", "truth.flo", "dense.json"}
+  assert {path.name for path in out.iterdir()} == {"000000.png", "000001.png"} | mine
+  # A run that comes to nothing leaves what was there.
+  assert command_line.run(capsys, *argv, "--gap", 9)[0] == 2
+  assert {path.name for path in out.iterdir()} == {"000000.png", "000001.png"} | mine
+  assert command_line.run(capsys, *argv, "--gap", 5)[0] == 0
+  assert {path.name for path in out.iterdir()} == {"000000.flo", "flow.mp4"} | mine
+  # Without the note they may be anybody's.
+  (out / "dense.json").unlink()
+  code, _, err = command_line.run(capsys, *argv)
+  assert code == 2 and "fields that this command did not write, as 000000.flo" in err
+  assert {path.name for path in out.iterdir()} == {"000000.flo", "flow.mp4"} | mine - {"dense.json"}
+
+
+def test_fields_are_not_written_over_the_frames(capsys, tmp_path, still):
+  for i, frame in enumerate(command_line.frames(3)):
+    viz.write_png(tmp_path / f"{i:06d}.png", frame)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  argv = ["dense", tmp_path, "--out", tmp_path]
+  code, _, err = command_line.run(capsys, *argv, "--format", "png")
+  assert code == 2 and "holds the frames" in err
+  assert command_line.run(capsys, *argv)[0] == 0
+  assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
+  assert len(list(tmp_path.glob("*.flo"))) == 2
+
+
+def test_a_video_of_flow_that_cannot_be_written_leaves_the_fields_and_says_so(
+  capsys, tmp_path, clip_path, still, monkeypatch
+):
+  def refuse(*_, **__):
+    raise InputError("cannot write flow.mp4: too wide")
+
+  monkeypatch.setattr(viz, "write_mp4", refuse)
+  code, _, err = command_line.run(capsys, "dense", clip_path, "--out", tmp_path)
+  assert code == 2 and len(list(tmp_path.glob("*.flo"))) == 5
+  assert f"too wide; the first 5 fields are in {tmp_path}" in err
+
+
 def test_a_fine_grid_is_asked_with_many_marks_and_so_as_told(
   capsys, tmp_path, clip_path, weights_path
 ):
@@ -59,6 +123,15 @@ def test_a_fine_grid_is_asked_with_many_marks_and_so_as_told(
     fields[name] = flowfiles.read_flo(tmp_path / name / "000000.flo")[0]
   np.testing.assert_array_equal(fields["unsaid"], fields["many"])
   assert np.abs(fields["many"] - fields["one"]).max() > 0
+
+
+@pytest.mark.parametrize("masks, marks", [("3", 16), ("adaptive", 1)])
+def test_points_that_choose_their_masks_are_asked_one_by_one(
+  capsys, tmp_path, clip_path, still, masks, marks
+):
+  argv = ["dense", clip_path, "--stride", 4, "--masks", masks, "--no-overlay", "--out", tmp_path]
+  code, _, err = command_line.run(capsys, *argv)
+  assert (code, err, still.marks) == (0, "", marks)
 
 
 def test_a_video_shorter_than_the_gap_is_one_sentence(capsys, tmp_path, clip_path, weights_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import command_line
 import joint_job
 import numpy as np
 import pytest
 
-from cwm_jax import jobs, viz
+from cwm_jax import checkpoint, jobs, viz
+from cwm_jax import train as job
 from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.types import InputError
 
@@ -60,6 +62,81 @@ def test_train_carries_weights_on_with_on_videos_and_leaves_a_file_that_tracks(
   assert 0 < max(moved) < 0.01
   argv = ["track", videos / "0.mp4", "--weights", made, "--masks", 1, "--grid", 1, "--no-overlay"]
   assert command_line.run(capsys, *argv, "--out", tmp_path / "o")[0] == 0
+
+
+def test_train_takes_the_network_and_the_parameters_of_another_runs_folder(
+  capsys, tmp_path, monkeypatch, videos
+):
+  asked = []
+
+  def stopped(config, workdir):
+    asked.append(config)
+    raise InputError("far enough")
+
+  monkeypatch.setattr(job, "train", stopped)
+  other = tmp_path / "other"
+  other.mkdir()
+  stored = {"task": "pretrain", "model": command_line.MODEL | {"attention_impl": "cudnn"}}
+  stored["pretrain"] = {"target": "normalised"}
+  (other / "config.json").write_text(json.dumps(stored))
+  argv = ["train", tmp_path / "run", "--videos", videos, "--from", other]
+  code, _, err = command_line.run(capsys, *argv)
+  assert code == 2 and "far enough" in err, err
+  (config,) = asked
+  assert config.init_from == str(other) and config.pretrain.target == "normalised"
+  assert config.model.encoder_width == command_line.MODEL["encoder_width"]
+  assert config.model.image_hw == (32, 32) and config.model.attention_impl == ""
+  (other / "config.json").write_text(json.dumps(stored | {"task": "distill"}))
+  code, _, err = command_line.run(capsys, *argv)
+  assert code == 2 and f"{other} holds no predictor" in err
+  (other / "config.json").unlink()
+  code, _, err = command_line.run(capsys, *argv)
+  assert code == 2 and "is it a workdir?" in err and len(asked) == 1
+
+
+def test_a_run_on_videos_is_lengthened_and_keeps_what_it_was_begun_with(
+  capsys, tmp_path, monkeypatch, videos, weights_path
+):
+  workdir, asked = tmp_path / "run", []
+
+  def saved(config, workdir):
+    checkpoint.keep_config(workdir, config.to_dict())
+    (workdir / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
+    asked.append(config)
+    raise InputError("far enough")
+
+  workdir.mkdir()
+  monkeypatch.setattr(job, "train", lambda config, folder: saved(config, Path(folder)))
+  for more in (["--from", weights_path, "--steps", 100], ["--steps", 1000], []):
+    code, _, err = command_line.run(capsys, "train", workdir, "--videos", videos, *more)
+    assert code == 2 and "far enough" in err, err
+  assert [config.total for config in asked] == ["100 steps", "1000 steps", "2000 steps"]
+  assert {config.optim.warmup for config in asked} == {"10 steps"}
+  assert {config.init_from for config in asked} == {str(weights_path)}
+
+
+@pytest.mark.parametrize(
+  "name, told",
+  [
+    ("eval_scenes", "cwm-jax eval"),
+    ("eval_tapvid:release", "cwm-jax eval"),
+    ("label", "cwm-jax label"),
+    ("prepare", "cwm-jax prepare"),
+    ("study_interventions", "bash launch/study"),
+  ],
+)
+def test_a_config_that_is_no_training_is_not_trained(capsys, tmp_path, name, told):
+  code, _, err = command_line.run(capsys, "train", tmp_path / "run", "--config", name)
+  assert code == 2 and err == f"error: config {name} is no training; run it by {told}\n"
+  assert not (tmp_path / "run").exists()
+
+
+def test_only_trainings_are_offered_where_there_is_no_such_config():
+  with pytest.raises(InputError, match="there is no config 'pretrain'; choose one of") as told:
+    jobs.load_config("pretrain")
+  offered = str(told.value).partition("one of ")[2].split(", ")
+  assert {"finetune", "pretrain_tiny", "joint_tiny"} <= set(offered)
+  assert not {"eval_scenes", "eval_tapvid", "label", "prepare", "study_interventions"} & {*offered}
 
 
 def test_ctrl_c_saves_a_training_that_the_same_command_goes_on_with(tmp_path, weights_path, videos):

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import command_line
@@ -19,9 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cwm_jax import inputs, track, viz
+from cwm_jax import commands, inputs, track, viz
 from cwm_jax.data import images, video
-from cwm_jax.types import InputError, Tracks
+from cwm_jax.types import InputError, PointFlow, Tracks
 
 
 def _track(capsys, tmp_path, clip, weights_path, *more):
@@ -241,6 +242,47 @@ def test_a_video_that_is_damaged_half_way_leaves_the_tracks_up_to_there(
   assert "4.png is not an image" in err and "tracks through the first 3 frames are in" in err
   assert np.load(tmp_path / "o" / "tracks.npz")["tracks_xy"].shape == (4, 3, 2)
   assert len(np.load(tmp_path / "o" / "tracks.npz")["times_s"]) == 3
+
+
+@pytest.fixture
+def still(monkeypatch):
+  """A tracker to which nothing moves, so that no network need be asked."""
+
+  def track_frames(frames, queries, *, mode):
+    count = len(queries)
+    for _ in frames:
+      yield PointFlow(queries[:, :0:-1], np.ones(count, bool), np.ones(count, np.float32))
+
+  tracker = SimpleNamespace(track_frames=track_frames)
+  monkeypatch.setattr(commands, "load_tracker", lambda *_, **__: tracker)
+
+
+def test_new_tracks_leave_no_file_of_older_ones_but_the_video_that_is_read(
+  capsys, tmp_path, clip_path, still
+):
+  def there():
+    return {path.name for path in tmp_path.iterdir()}
+
+  argv = ["--grid", 2, "--out", tmp_path]
+  assert command_line.run(capsys, "track", clip_path, *argv, "--csv")[0] == 0
+  assert there() == {"tracks.npz", "tracks.csv", "overlay.mp4"}
+  overlay = tmp_path / "overlay.mp4"
+  assert command_line.run(capsys, "track", overlay, *argv, "--no-overlay")[0] == 0
+  assert there() == {"tracks.npz", "overlay.mp4"}
+  assert command_line.run(capsys, "track", clip_path, *argv, "--no-overlay")[0] == 0
+  assert there() == {"tracks.npz"}
+
+
+def test_an_overlay_that_cannot_be_written_leaves_the_tracks_and_says_so(
+  capsys, tmp_path, clip_path, still, monkeypatch
+):
+  def refuse(*_, **__):
+    raise InputError("cannot write overlay.mp4: too wide")
+
+  monkeypatch.setattr(viz, "write_mp4", refuse)
+  code, _, err = command_line.run(capsys, "track", clip_path, "--grid", 2, "--out", tmp_path)
+  assert code == 2 and np.load(tmp_path / "tracks.npz")["tracks_xy"].shape == (4, 6, 2)
+  assert f"too wide; the tracks are in {tmp_path / 'tracks.npz'}" in err
 
 
 def test_ctrl_c_leaves_the_tracks_up_to_there(tmp_path, weights_path):

@@ -13,6 +13,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from cwm_jax import inputs
 from cwm_jax.types import InputError
 from cwm_jax.viewer import command, footage
 from cwm_jax.viewer.answers import Answers
@@ -35,6 +36,21 @@ def test_a_part_of_a_clip_is_read(clip_path):
   whole = footage.read(str(clip_path), start=0, count=240)
   assert part.first == 2 and whole.frames.shape == (6, 40, 56, 3)
   np.testing.assert_array_equal(part.frames, whole.frames[2:5])
+
+
+def test_frames_are_made_smaller_for_those_that_there_are_and_not_for_those_asked_for(
+  clip_path, monkeypatch
+):
+  monkeypatch.setattr(footage, "_BYTES", 6 * 40 * 56 * 3)  # for all six at their own size
+  part = footage.read(str(clip_path), start=0, count=10_000)
+  assert part.frames.shape == (6, 40, 56, 3)
+  # A file that holds more than it claims takes no more memory for that.
+  clip = inputs.open_clip(str(clip_path))
+  monkeypatch.setattr(inputs, "open_clip", lambda path: clip._replace(length=2))
+  monkeypatch.setattr(footage, "_BYTES", 2 * 40 * 56 * 3)
+  part = footage.read(str(clip_path), start=0, count=10_000)
+  assert len(part.frames) == 6 and part.frames.nbytes <= footage._BYTES
+  assert part.frames.shape[1:] == (*footage.kept_size((40, 56), 8), 3)
 
 
 @pytest.mark.parametrize("start, told", [(5, "has 1 frames from frame 5"), (50, "has 0 frames")])

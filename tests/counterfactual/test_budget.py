@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import pytest
 import toy_predictors as toys
 
-from cwm_jax.counterfactual import multimask
+from cwm_jax.configs import opt_cwm
+from cwm_jax.counterfactual import budget, multimask
 from cwm_jax.tracker import Tracker
+from cwm_jax.types import Prediction
 
 HW, PATCH, WIDTH = (32, 48), 8, 64
 GRID = (HW[0] // PATCH, HW[1] // PATCH)
@@ -68,3 +70,22 @@ def test_the_bank_of_adaptive_masks_is_counted_and_filled_in_its_place(pass_byte
   # The bank that is handed back lies in that which was given, and nowhere is there a second one.
   assert bank <= asked.alias_size_in_bytes < 1.1 * bank
   assert asked.temp_size_in_bytes < bank
+
+
+def test_zoom_of_the_largest_release_holds_several_points_clean_predictions():
+  model = opt_cwm.model("opt-cwm-512")
+  (h, w), patch, width = model["image_hw"], model["patch"], model["encoder_width"]
+
+  def shaped(frames, mask):
+    """As large as the network's answers; what a pass takes inside is another test's."""
+    tokens = jnp.zeros((len(frames), h // patch, w // patch, width))
+    return Prediction(frames[:, 1] * 1.0, tokens)
+
+  sizes = dict(image_hw=(h, w), grid_hw=(h // patch, w // patch), num_masks=10)
+  laid = budget.lay_out(shaped, **sizes, keep_tokens=True, memory_budget=2.0**30)
+  # All tokens of its passes, 12.6 MB each, would leave room for one point.
+  assert laid.windows == 8 and laid.pairs == 1
+  held = laid.windows * 10 * 4 * (3 * h * w + laid.windows * width)
+  assert held < 2**30 / 4
+  plain = budget.lay_out(shaped, **sizes, keep_tokens=False, memory_budget=2.0**30)
+  assert (plain.windows, plain.pairs) == (8, 4)

@@ -31,8 +31,10 @@ def _in_place(predict, frames, sampled):
 
 
 def _with_tokens(frames, mask):
+  """Tokens are the means of the predicted patches, so that each pass has others."""
   image = toys.shifted_by(1, 2)(frames, mask).image
-  return Prediction(image, jnp.mean(image, axis=(1, 2))[:, None, None])
+  patches = image.reshape(-1, GRID[0], PATCH, GRID[1], PATCH, 3)
+  return Prediction(image, jnp.mean(patches, axis=(2, 4)))
 
 
 @pytest.mark.parametrize("chunk, passes", [(1, 5), (2, 6), (3, 6)])
@@ -44,17 +46,29 @@ def test_equal_windows_under_equal_masks_are_predicted_once(chunk, passes):
   # The fourth point's second mask is another one; the fifth is padding that looks like the first.
   sampled = sampled.at[3, 1, 1].set(~sampled[3, 1, 1])
   windows = jnp.array([[0, 1], [0, 1], [0, 2], [0, 1], [0, 1]], jnp.int32)
+  # In the windows that the first two points share, each lies in a patch of its own.
+  points = jnp.array([[1.5, 2.5], [30.0, 23.0], [9.0, 9.0], [13.0, 2.0], [5.0, 5.0]])
   counted = Counted(_with_tokens)
-  got, place = jax.jit(
-    lambda f, s: shared.clean_predictions(
-      counted, f, s, windows, jnp.arange(5) < 4, chunk=chunk, keep_tokens=True
+
+  def predict(f, s):
+    clean, place = shared.clean_predictions(
+      counted, f, s, windows, jnp.arange(5) < 4, chunk=chunk, points_xy=points
     )
-  )(frames, sampled)
+    return shared.own_predictions(clean, place, jnp.arange(4))
+
+  got = jax.jit(predict)(frames, sampled)
   jax.effects_barrier()
   assert counted.passes == passes
   want = _in_place(_with_tokens, frames[:4], sampled[:4])
-  for ours, plain in zip(got, want):
-    np.testing.assert_allclose(ours[place[:4].reshape(-1)], plain, atol=1e-6)
+  want = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), want)
+  np.testing.assert_allclose(got.image, want.image, atol=1e-6)
+  assert got.tokens.shape == (4, 2, 1, 1, 3)
+  mark = perturb.additive(lambda token, point_xy: jnp.broadcast_to(token, (*HW, 3)))
+  marked = [
+    multimask.mark_frames(mark, frames[:4, 0], tokens, points[:4])
+    for tokens in (got.tokens, want.tokens)
+  ]
+  np.testing.assert_allclose(*marked, atol=1e-6)
 
 
 def test_masks_of_another_number_are_not_taken_for_each_other():

@@ -20,7 +20,7 @@ from PIL import Image
 
 from cwm_jax.configs import base
 from cwm_jax.data import loader as loader_lib
-from cwm_jax.data import procedural, sources
+from cwm_jax.data import procedural, rendering, sources
 from cwm_jax.data.loader import make_loader, shard_batch
 from cwm_jax.types import InputError
 
@@ -208,6 +208,14 @@ def test_a_source_without_one_usable_file_ends_with_a_sentence(tmp_path, workers
     next(make(data))
 
 
+def test_negative_seeds_are_refused_when_the_loader_is_made():
+  data = config(scenes=1)
+  for seed, first_seed, told in ((-1, 0, "seed is -1"), (0, -3, "first_seed is -3")):
+    data.sources.scenes.first_seed = first_seed
+    with pytest.raises(InputError, match=f"{told}; it must be 0 or more"):
+      make_loader(data, image_hw=(8, 8), seed=seed)
+
+
 def test_photographs_go_with_the_scenes(tmp_path):
   rng = np.random.default_rng(0)
   for i in range(3):
@@ -216,13 +224,23 @@ def test_photographs_go_with_the_scenes(tmp_path):
   data = config(scenes=1)
   data.sources.scenes.photos = str(tmp_path)
   data.sources.scenes.texture_size = 16
-  loader = make(data)
-  batches = take(loader, 3)
+  batches = take(loader := make(data), 3)
   for batch in batches:
     assert batch["scene/photos"].shape == (4, sources.PHOTOS_PER_SCENE, 16, 16, 3)
     assert batch["scene/photos"].dtype == np.uint8
   assert loader.skipped() > 0
   assert_same(take(make(data), 3), batches)
+
+
+def test_photographs_have_the_size_of_what_is_drawn_also_where_scenes_are_drawn_larger(tmp_path):
+  Image.fromarray(np.full((40, 50, 3), 128, np.uint8)).save(tmp_path / "grey.png")
+  data = config(scenes=1)
+  data.sources.scenes.update(photos=str(tmp_path), supersample=2)
+  batch = make_loader(data, image_hw=(8, 12), seed=0).first()
+  assert batch["scene/photos"].shape[2:4] == (16, 16)
+  ways = dict(size_hw=(8, 12), supersample=2)
+  pair = jax.eval_shape(lambda b: rendering.render_batch(b, **ways), batch)
+  assert pair.frames.shape == (4, 2, 8, 12, 3)
 
 
 class _Backend:

@@ -103,6 +103,10 @@ def _broken(name):
     return {**entry, "video": np.zeros((3, 12, 20), np.uint8)}
   if name == "should have points":
     return {**entry, "points": entry["points"][:, :2]}
+  if name == "points or occluded of uneven rows":
+    return {**entry, "points": [[1.0, 2.0], [3.0]]}
+  if name == "or occluded of uneven rows":
+    return {**entry, "occluded": [[0], [1, 0]]}
   if name == "neither an array nor":
     return {**entry, "video": "frames.mp4"}
   points = np.where(entry["occluded"][..., None], entry["points"], np.float32(np.nan))
@@ -119,6 +123,8 @@ def _broken(name):
     "different sizes",
     "should have frames uint8",
     "should have points",
+    "points or occluded of uneven rows",
+    "or occluded of uneven rows",
     "neither an array nor",
     "without a finite place",
   ],

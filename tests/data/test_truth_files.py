@@ -84,3 +84,32 @@ def test_the_real_flow_pairs_are_read_and_warp_onto_each_other(cwm_data):
     },
     abs=0.01,
   )
+
+
+def test_kitti_s_truth_goes_with_its_frames(tmp_path):
+  """Truth of all pixels is taken before that of pixels seen twice, whose folder can be named."""
+  truths = {"flow_occ": 2.0, "flow_noc": 3.0}
+  for folder in (*truths, "image_2", "flow_viz"):
+    (tmp_path / "training" / folder).mkdir(parents=True)
+  for number, size in (("000001", (7, 5)), ("000000", (8, 6))):
+    for frame, grey in (("10", 40), ("11", 80)):
+      path = tmp_path / "training" / "image_2" / f"{number}_{frame}.png"
+      Image.new("RGB", size, (grey,) * 3).save(path)
+      Image.new("RGB", size).save(tmp_path / "training" / "flow_viz" / path.name)
+    valid = np.arange(size[0]) < 3
+    for folder, dx in truths.items():
+      flow = np.full((size[1], size[0], 2), (dx, -1.0))
+      path = tmp_path / "training" / folder / f"{number}_10.png"
+      flowfiles.write_kitti(path, flow, np.broadcast_to(valid, flow.shape[:2]))
+  pairs = list(flowfiles.iter_flow_pairs(tmp_path))
+  assert [pair.name for pair in pairs] == [f"training/flow_occ/00000{i}_10" for i in (0, 1)]
+  first = pairs[0]
+  assert first.frame1.shape == (6, 8, 3)
+  assert (first.frame1 == 40).all() and (first.frame2 == 80).all()
+  np.testing.assert_array_equal(first.flow_xy[:, :3], np.broadcast_to((2.0, -1.0), (6, 3, 2)))
+  assert first.valid[:, :3].all() and not first.valid[:, 3:].any()
+  (tmp_path / "training" / "image_2" / "000001_11.png").unlink()
+  seen_twice = flowfiles.iter_flow_pairs(tmp_path / "training" / "flow_noc")
+  assert next(seen_twice).flow_xy[0, 0, 0] == 3.0
+  with pytest.raises(InputError, match="no images 000001_10.png and 000001_11.png.* image_2"):
+    next(seen_twice)

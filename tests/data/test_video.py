@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tracemalloc
 import zlib
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from cwm_jax.data import orientation, video
+from cwm_jax.data import orientation, sources, video
 from cwm_jax.types import InputError
 
 CONTAINERS = [
@@ -79,6 +82,44 @@ def test_streaming_starts_and_stops_where_it_is_told(tmp_path, movies):
   assert [movies.number_of(frame) for frame in frames] == [15, 16, 17, 18, 19, 20]
 
 
+@pytest.mark.parametrize("start_of_second", [0, -30])
+def test_times_of_streams_that_were_joined_go_on_and_no_frame_is_left_out(
+  tmp_path, movies, start_of_second
+):
+  times_ms = [100_000 + 40 * i for i in range(6)]
+  later_ms = [time + 1000 * start_of_second for time in times_ms]
+  parts = [
+    movies.write_video(tmp_path / f"{i}.ts", 6, rate=25, times_ms=times)
+    for i, times in enumerate((times_ms, later_ms))
+  ]
+  path = tmp_path / "joined.ts"
+  path.write_bytes(b"".join(part.read_bytes() for part in parts))
+  with video.VideoFile(path) as file:
+    found = list(file.timed())
+  assert [movies.number_of(frame) for _, frame in found] == [*range(6), *range(6)]
+  np.testing.assert_allclose([time_s for time_s, _ in found], np.arange(12) / 25, atol=1e-3)
+
+
+@pytest.mark.parametrize("times", [[0, 1, 1, 2, 3, 4], [0, 2, 1, 2, 3, 4]])
+def test_a_time_told_twice_or_out_of_order_moves_no_later_frame(
+  monkeypatch, movies, tmp_path, times
+):
+  path = movies.write_video(tmp_path / "a.mp4", 6, rate=25)
+  displayed_at = video.VideoFile._displayed_at
+
+  def told(self, start_s):
+    first, later = displayed_at(self, start_s)
+    frames = [frame for _, frame in (first, *later)]
+    pairs = [(t / 25, frame) for t, frame in zip(times, frames)]
+    return pairs[0], iter(pairs[1:])
+
+  monkeypatch.setattr(video.VideoFile, "_displayed_at", told)
+  with video.VideoFile(path) as file:
+    found = [time_s for time_s, _ in file.timed()]
+  assert np.all(np.diff(found) > 0)
+  np.testing.assert_allclose(found[-2:], [3 / 25, 4 / 25], atol=1e-6)
+
+
 # Turned by this much, the red corner (top left as stored) is here.
 CORNERS = [
   (None, False, (0, 0)),
@@ -102,6 +143,47 @@ def test_frames_are_turned_as_the_file_says(tmp_path, movies, rotation, mirrored
     assert red[0] > 180 and red[1] < 80
     opposite = frame[tuple(-1 - c for c in corner)].astype(int)
     assert np.ptp(opposite) < 20
+
+
+def _cameras_clip(path, movies, orientation):
+  """Motion JPEG as cameras write it: each frame with EXIF, which may say how it is to be turned."""
+  exif = Image.Exif()
+  exif[0x010F] = "a maker"
+  if orientation is not None:
+    exif[0x0112] = orientation
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("mjpeg", rate=10)
+    stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+    for i in range(6):
+      jpeg = io.BytesIO()
+      Image.fromarray(movies.picture(i)).save(jpeg, "JPEG", exif=exif, quality=95)
+      packet = av.Packet(jpeg.getvalue())
+      packet.stream, packet.is_keyframe = stream, True
+      packet.pts, packet.dts, packet.time_base = i, i, Fraction(1, 10)
+      container.mux(packet)
+  return path
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mov", "a.mkv"])
+@pytest.mark.parametrize(
+  "exif_orientation, corner", [(None, (0, 0)), (6, (0, -1)), (3, (-1, -1)), (8, (-1, 0))]
+)
+def test_frames_with_exif_are_read_and_turned_as_it_says(
+  tmp_path, movies, name, exif_orientation, corner
+):
+  path = _cameras_clip(tmp_path / name, movies, exif_orientation)
+  upright = (64, 48) if exif_orientation in (6, 8) else (48, 64)
+  info = video.probe(path)
+  assert (info.height, info.width) == upright
+  frames = list(video.iter_frames(path))
+  assert [movies.number_of(frame) for frame in frames] == list(range(6))
+  red = frames[0][corner].astype(int)
+  assert red[0] > 180 and red[1] < 80
+  cropped = dict(image_hw=(16, 16), seed=0, crop="centre", flip=False)
+  example = sources.VideoSource(path, gap_ms=200, **cropped).example(0, 0)
+  assert example["skipped"] == 0
+  first, second = (movies.number_of(frame) for frame in example["frames"])
+  assert second - first == 2
 
 
 def test_a_display_matrix_moves_every_pixel_where_it_says():

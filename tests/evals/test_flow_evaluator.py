@@ -1,8 +1,11 @@
+import logging
+import re
+
 import numpy as np
 import pytest
 import toy_predictors as toys
 
-from cwm_jax.evals import flow, prediction, trackers
+from cwm_jax.evals import flow, prediction, spread, trackers
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
@@ -66,6 +69,17 @@ def test_still_points_are_left_out_of_the_moving_ones():
   got = dict(flow.FlowEvaluator(trackers.ZeroMotion(), [_questions([(4, 0), (0, 0)])]).run())
   assert got["average_distance"] == pytest.approx(16.0)
   assert got["moving/average_distance"] == pytest.approx(32.0)
+
+
+def test_how_long_the_rest_will_take_is_logged_now_and_then(caplog, monkeypatch):
+  caplog.set_level(logging.INFO, "cwm_jax")
+  evaluator = flow.FlowEvaluator(trackers.ZeroMotion(), [_questions([(3, 0)])] * 3)
+  dict(evaluator.run())
+  assert not caplog.messages  # it was over at once
+  monkeypatch.setattr(spread, "_EVERY_S", -1.0)
+  dict(evaluator.run())
+  told = [re.sub(r"\d+:\d\d$", "TIME", line) for line in caplog.messages]
+  assert told == [f"  {i}/3 groups of pairs  eta TIME" for i in (1, 2)]
 
 
 def test_pairs_with_dense_truth_become_questions(cwm_data):

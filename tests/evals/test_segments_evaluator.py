@@ -1,12 +1,14 @@
 """Segments measured on movers whose outlines are known."""
 
+import logging
+
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
 from cwm_jax import evaluate
 from cwm_jax.configs import base
-from cwm_jax.evals import scenes, segments, trackers
+from cwm_jax.evals import scenes, segments, spread, trackers
 from cwm_jax.types import InputError
 
 SIDE = 32
@@ -61,11 +63,18 @@ def test_a_smaller_answer_is_brought_to_the_frames_size():
   assert got["iou"] > 0.85
 
 
-def test_two_points_on_movers_are_asked_about_in_each_scene():
+def test_two_points_on_movers_are_asked_about_in_each_scene_and_the_time_left_is_told(
+  caplog, monkeypatch
+):
+  caplog.set_level(logging.INFO, "cwm_jax")
+  monkeypatch.setattr(spread, "_EVERY_S", -1.0)
   tracker = Answers(np.zeros((8, 8)))
   evaluator = segments.on_scenes(tracker, limit=2)
   got = dict(evaluator.run())
   assert got["num_points"] == 4
+  assert [line.split("  eta ")[0] for line in caplog.messages] == [
+    f"  {i}/4 points" for i in (1, 2, 3)
+  ]
   (pairs,) = scenes.scenes_test_v1(limit=2, at_a_time=2)
   np.testing.assert_array_equal(tracker.asked, pairs.points_xy[:, 1::2].reshape(-1, 2))
   # The movers' sizes: a disc in the middle of their range overlaps with them, and is none of them.

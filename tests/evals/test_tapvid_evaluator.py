@@ -81,6 +81,29 @@ def test_an_unknown_protocol_is_refused(tmp_path):
     tapvid.TapVidEvaluator(_Oracle(), ClipFolders(tmp_path), protocol="last")
 
 
+@pytest.mark.parametrize("protocol", ["release_cfg", "release_first", "doduo_first"])
+def test_a_clip_about_which_nothing_is_asked_is_in_no_mean(tmp_path, protocol):
+  write_clip(tmp_path / "asked", seed=1)
+  write_clip(tmp_path / "empty", frames=3)
+  if protocol != "release_cfg":
+    stored = dict(np.load(tmp_path / "empty" / "points.npz"))
+    stored["occluded"][:] = True
+    np.savez(tmp_path / "empty" / "points.npz", **stored)
+  tracker = _Oracle(gap=4, error=0.5)
+  evaluator = tapvid.TapVidEvaluator(tracker, ClipFolders(tmp_path), protocol=protocol, frame_gap=4)
+  got = dict(evaluator.run())
+  assert (got["num_clips"], got["num_empty"], got["num_skipped"]) == (2, 1, 0)
+  assert np.isnan(got["empty/average_distance"])
+  for name in ("average_distance", "delta_avg", "average_jaccard", "occlusion_accuracy"):
+    assert got[f"mean/{name}"] == got[f"asked/{name}"] > 0
+
+
+def test_where_every_clip_is_empty_no_number_is_made_up(tmp_path):
+  write_clip(tmp_path / "empty", frames=3)
+  got = dict(tapvid.TapVidEvaluator(_Oracle(), ClipFolders(tmp_path), protocol="cfg").run())
+  assert got["num_empty"] == 1 and np.isnan(got["mean/average_distance"])
+
+
 def test_progress_is_told_clip_by_clip_with_the_time_left(tmp_path, caplog):
   for name in ("a", "b"):
     write_clip(tmp_path / name)

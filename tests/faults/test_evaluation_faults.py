@@ -96,4 +96,6 @@ def test_an_unknown_argument_of_a_config_is_told_in_its_own_sentence(tmp_path):
     command, capture_output=True, text=True, timeout=120, env=tiny_job.environment()
   )
   assert done.returncode == 2
-  assert done.stderr == "error: eval_tapvid takes strided, release or runlocal, not 'relase'\n"
+  assert done.stderr == (
+    "error: eval_tapvid takes strided, release, release_distilled or runlocal, not 'relase'\n"
+  )

@@ -113,6 +113,7 @@ def one_sentence(done: subprocess.CompletedProcess) -> str:
     (["--config.optim.peak_lr=fast"], "fast"),
     (["--workdri=/tmp"], "workdri"),
     (["total=3"], "--config.key=value"),
+    (["--workdir=gs://bucket/run"], "is a URL, not a folder"),
     ([], "--workdir is needed"),
   ],
 )

@@ -8,26 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 
 from cwm_jax import geometry, models
 from cwm_jax.configs import base, flow_networks
 from cwm_jax.models import correlation, flow_encoders, flow_network, flow_updates
 
 RNG = np.random.default_rng(0)
-TINY = dict(
-  stem_width=4,
-  widths=(4, 6, 8),
-  depths=(1, 1, 1),
-  feature_width=8,
-  hidden_width=6,
-  context_width=4,
-  corr_widths=(8, 6),
-  flow_widths=(6, 4),
-  motion_width=8,
-  head_width=6,
-  radius=2,
-  iterations=2,
-)
+TINY = tiny_model.flow_network() | dict(radius=2, levels=4, iterations=2)
 
 
 def build(kind, **changes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,9 +45,19 @@ def inputs(seed=0, *, side=SIDE, batch=2):
   return tuple(map(jnp.asarray, (frame, points_xy, flow_xy)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def predict(net, params, *given):
+  return net.apply({"params": params}, *given)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(net, *given):
+  return net.init(jax.random.key(0), *given)["params"]
+
+
 def stirred(net, seed=1):
   """Parameters away from the start, where some are zero."""
-  leaves, tree = jax.tree.flatten(jax.jit(net.init)(jax.random.key(0), *inputs())["params"])
+  leaves, tree = jax.tree.flatten(init(net, *inputs()))
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)])
 
@@ -57,8 +69,7 @@ def kind(request):
 
 def test_a_single_stream_begins_as_a_copy_of_frame_1():
   net, (frame, points_xy, flow_xy) = build("single"), inputs()
-  params = net.init(jax.random.key(0), frame, points_xy, flow_xy)["params"]
-  image = net.apply({"params": params}, frame, points_xy, flow_xy)
+  image = predict(net, init(net, frame, points_xy, flow_xy), frame, points_xy, flow_xy)
   np.testing.assert_allclose(image, geometry.unnormalise(frame), atol=1e-6)
 
 
@@ -67,7 +78,7 @@ def test_the_flow_of_every_point_reaches_the_picture_and_its_gradient_comes_back
   params = stirred(net)
 
   def total(frame, points_xy, flow_xy):
-    return jnp.sum(jnp.square(net.apply({"params": params}, frame, points_xy, flow_xy)))
+    return jnp.sum(jnp.square(predict(net, params, frame, points_xy, flow_xy)))
 
   gradient = jax.jit(jax.grad(total, argnums=2))(*given)
   assert gradient.shape == given[2].shape and np.all(np.abs(gradient) > 0)
@@ -75,7 +86,7 @@ def test_the_flow_of_every_point_reaches_the_picture_and_its_gradient_comes_back
 
 def test_the_order_of_points_means_nothing(kind):
   net, (frame, points_xy, flow_xy) = build(kind), inputs()
-  call = jax.jit(applied(net, stirred(net)))
+  call = functools.partial(predict, net, stirred(net))
   order = jnp.array([2, 0, 1])
   np.testing.assert_allclose(
     call(frame, points_xy[:, order], flow_xy[:, order]),
@@ -86,14 +97,10 @@ def test_the_order_of_points_means_nothing(kind):
 
 def test_pairs_of_a_batch_do_not_see_each_other(kind):
   net, (frame, points_xy, flow_xy) = build(kind), inputs()
-  call = jax.jit(applied(net, stirred(net)))
+  call = functools.partial(predict, net, stirred(net))
   other = call(frame, points_xy, flow_xy.at[1].set(0.0)) - call(frame, points_xy, flow_xy)
   np.testing.assert_allclose(other[0], 0, atol=1e-6)
   assert np.abs(other[1]).max() > 1e-3
-
-
-def applied(net, params):
-  return lambda *given: net.apply({"params": params}, *given)
 
 
 def test_recomputing_in_the_backward_pass_changes_no_number(kind):
@@ -102,7 +109,7 @@ def test_recomputing_in_the_backward_pass_changes_no_number(kind):
 
   def gradient(remat):
     net = build(kind, remat=remat)
-    loss = lambda p: jnp.mean(jnp.square(net.apply({"params": p}, *given)))  # noqa: E731
+    loss = lambda p: jnp.mean(jnp.square(predict(net, p, *given)))  # noqa: E731
     return jax.grad(loss), jax.jit(jax.grad(loss))(params)
 
   plain, kept = gradient("none")
@@ -137,7 +144,7 @@ def test_sizes_that_do_not_fit_are_told(kind):
 
 def test_of_two_streams_a_flow_counts_for_the_patch_its_point_lies_in():
   net, (frame, points_xy, flow_xy) = build("two_stream"), inputs()
-  call = jax.jit(applied(net, stirred(net)))
+  call = functools.partial(predict, net, stirred(net))
   corners = jnp.floor(points_xy / PATCH) * PATCH
   image = call(frame, points_xy, flow_xy)
   np.testing.assert_allclose(call(frame, corners + PATCH - 0.01, flow_xy), image, atol=1e-5)
@@ -158,7 +165,7 @@ def test_the_release_normalises_frame_1_once_more_and_has_one_head_across():
   frame, points_xy, flow_xy = inputs()
   params = stirred(settings(1)[0])
   (one, one_release), (two, two_release) = [
-    [jax.jit(applied(net, params)) for net in settings(heads)] for heads in (1, 2)
+    [functools.partial(predict, net, params) for net in settings(heads)] for heads in (1, 2)
   ]
   again = geometry.normalise(frame)
   given = points_xy, flow_xy
@@ -207,7 +214,7 @@ def test_a_single_stream_learns_to_move_the_picture_as_the_flow_says():
 
   def loss(params, given, flow_xy):
     frame1, frame2, points_xy, _ = given
-    return jnp.mean(jnp.square(net.apply({"params": params}, frame1, points_xy, flow_xy) - frame2))
+    return jnp.mean(jnp.square(predict(net, params, frame1, points_xy, flow_xy) - frame2))
 
   @jax.jit
   def train(params, keys):
@@ -221,7 +228,7 @@ def test_a_single_stream_learns_to_move_the_picture_as_the_flow_says():
     return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
 
   first = batch(jax.random.key(0))
-  params = net.init(jax.random.key(1), first[0], first[2], first[3])["params"]
+  params = init(net, first[0], first[2], first[3])
   params = train(params, jax.random.split(jax.random.key(2), 300))
   held_out = batch(jax.random.key(3))
   told = loss(params, held_out, held_out[3])

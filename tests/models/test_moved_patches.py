@@ -1,5 +1,7 @@
 """Psi-flow that begins as a predictor and is told where patches of frame 1 went."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +24,18 @@ def section(**changes):
   return {**base.get_config().flow_predictor.to_dict(), "kind": "moved", **changes}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def predict(net, params, *given):
+  return net.apply({"params": params}, *given)
+
+
 @pytest.fixture(scope="module")
 def net_and_params():
   """With parameters as a predictor has them."""
   predictor = models.build(model())
   frames, mask = jnp.zeros((1, 2, *HW, 3)), jnp.zeros((1, 2, 4, 6), bool)
-  params = predictor.init(jax.random.key(0), frames, mask, num_visible=48)["params"]
+  init = jax.jit(predictor.init, static_argnames="num_visible")
+  params = init(jax.random.key(0), frames, mask, num_visible=48)["params"]
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   # Biases and the context embedding begin at zero, where they could be left out unnoticed.
@@ -44,17 +52,17 @@ def some_input():
 
 def test_its_parameters_are_a_predictors(net_and_params):
   net, params = net_and_params
-  own = net.init(jax.random.key(0), *some_input())["params"]
+  own = jax.eval_shape(net.init, jax.random.key(0), *some_input())["params"]
   assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, params)
 
 
 def test_the_order_of_points_means_nothing(net_and_params):
   net, params = net_and_params
   frame1, points_xy, flow_xy = some_input()
-  found = net.apply({"params": params}, frame1, points_xy, flow_xy)
-  again = net.apply({"params": params}, frame1, points_xy[:, ::-1], flow_xy[:, ::-1])
+  found = predict(net, params, frame1, points_xy, flow_xy)
+  again = predict(net, params, frame1, points_xy[:, ::-1], flow_xy[:, ::-1])
   np.testing.assert_allclose(again, found, atol=1e-5)
-  other = net.apply({"params": params}, frame1, points_xy, flow_xy[:, ::-1])
+  other = predict(net, params, frame1, points_xy, flow_xy[:, ::-1])
   assert float(jnp.abs(other - found).max()) > 1e-3
 
 
@@ -73,10 +81,11 @@ def test_a_whole_patch_of_flow_tells_what_a_visible_patch_of_frame_2_tells(net_a
     frame2[:, 4 * to_row : 4 * to_row + 4, 4 * to_column : 4 * to_column + 4] = patch
     mask[:, 1, to_row, to_column] = False
   frames = jnp.stack([frame1, frame2], axis=1)
-  _, seen = models.build(model()).apply(
-    {"params": params}, frames, jnp.asarray(mask), num_visible=24 + 3, mutable="intermediates"
-  )
-  _, told = net.apply({"params": params}, frame1, points_xy, flow_xy, mutable="intermediates")
+  ways = dict(num_visible=24 + 3, mutable="intermediates")
+  see = jax.jit(functools.partial(models.build(model()).apply, **ways))
+  tell = jax.jit(functools.partial(net.apply, mutable="intermediates"))
+  _, seen = see({"params": params}, frames, jnp.asarray(mask))
+  _, told = tell({"params": params}, frame1, points_xy, flow_xy)
   seen, told = (x["intermediates"]["encoder_tokens"][0] for x in (seen, told))
   # The predictor lists visible patches of frame 2 in raster order, this one in that of the points.
   order = np.argsort([6 * 1 + 1, 6 * 2 + 2, 6 * 2 + 4])
@@ -89,9 +98,9 @@ def test_the_prediction_is_smooth_in_the_flow(net_and_params):
   frame1, points_xy, flow_xy = some_input()
 
   def total(flow_xy):
-    return jnp.sum(jnp.square(net.apply({"params": params}, frame1, points_xy, flow_xy)))
+    return jnp.sum(jnp.square(predict(net, params, frame1, points_xy, flow_xy)))
 
-  slope = jax.grad(total)(flow_xy)
+  slope = jax.jit(jax.grad(total))(flow_xy)
   step = 0.1 * slope / jnp.linalg.norm(slope)
   found = float(total(flow_xy + step) - total(flow_xy - step)) / 2
   assert found == pytest.approx(float(jnp.sum(slope * step)), rel=5e-2)
@@ -112,7 +121,7 @@ def test_untrained_the_shipped_predictor_already_heeds_the_flow():
   @jax.jit
   def error(flow_xy):
     frame1 = geometry.normalise(pair.frames[:, 0])
-    found = net.apply({"params": params}, frame1, points_xy, flow_xy)
+    found = predict(net, params, frame1, points_xy, flow_xy)
     return jnp.mean(jnp.square(found - pair.frames[:, 1]))
 
   told, nothing, another = error(flow_xy), error(0 * flow_xy), error(jnp.roll(flow_xy, 1, axis=0))

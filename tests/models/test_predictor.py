@@ -1,5 +1,7 @@
 """The predictor: what it may see, what it must not see, and its shapes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,11 +40,20 @@ def some_input(batch=2, visible=5, seed=0):
   return frames, hidden.reshape(batch, 2, 4, 6), 24 + visible
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def predict(net, params, frames, mask, shown):
+  return net.apply(params, frames, mask, num_visible=shown)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def init(net, frames, mask, shown):
+  return net.init(jax.random.key(1), frames, mask, num_visible=shown)
+
+
 @pytest.fixture(scope="module")
 def net_and_params():
   net = tiny()
-  frames, mask, shown = some_input()
-  return net, net.init(jax.random.key(1), frames, mask, num_visible=shown)
+  return net, init(net, *some_input())
 
 
 def test_patches_go_back_where_they_came_from():
@@ -56,7 +67,7 @@ def test_patches_go_back_where_they_came_from():
 def test_shapes_and_zeros_on_revealed_patches(net_and_params):
   net, params = net_and_params
   frames, mask, shown = some_input()
-  image, tokens = net.apply(params, frames, mask, num_visible=shown)
+  image, tokens = predict(net, params, frames, mask, shown)
   assert image.shape == (2, 16, 24, 3) and image.dtype == jnp.float32
   assert tokens.shape == (2, 4, 6, 32)
   revealed = ~np.repeat(np.repeat(mask[:, 1], 4, 1), 4, 2)
@@ -68,8 +79,8 @@ def test_hidden_patches_of_frame_2_cannot_be_seen(net_and_params):
   frames, mask, shown = some_input()
   hidden = jnp.repeat(jnp.repeat(mask, 4, 2), 4, 3)[..., None]
   garbled = jnp.where(hidden, 100.0, frames)
-  first = net.apply(params, frames, mask, num_visible=shown)
-  second = net.apply(params, garbled, mask, num_visible=shown)
+  first = predict(net, params, frames, mask, shown)
+  second = predict(net, params, garbled, mask, shown)
   np.testing.assert_array_equal(first.image, second.image)
 
 
@@ -78,18 +89,18 @@ def test_context_begins_as_nothing_and_sees_only_frame_1(net_and_params):
   _, plain = net_and_params
   net = tiny(context=2)
   frames, mask, shown = some_input()
-  params = net.init(jax.random.key(1), frames, mask, num_visible=shown)["params"]
-  before = tiny().apply(plain, frames, mask, num_visible=shown).image
+  params = init(net, frames, mask, shown)["params"]
+  before = predict(tiny(), plain, frames, mask, shown).image
   added = plain["params"] | {"context_embed": params["context_embed"]}
-  after = net.apply({"params": added}, frames, mask, num_visible=shown).image
+  after = predict(net, {"params": added}, frames, mask, shown).image
   np.testing.assert_allclose(after, before, atol=1e-6)
   kernel = params["context_embed"]["kernel"]
   added["context_embed"] = {"kernel": jax.random.normal(jax.random.key(3), kernel.shape)}
   hidden = jnp.repeat(jnp.repeat(mask, 4, 2), 4, 3)[..., None]
-  with_weight = net.apply({"params": added}, frames, mask, num_visible=shown).image
+  with_weight = predict(net, {"params": added}, frames, mask, shown).image
   garbled = jnp.where(hidden, 100.0, frames)
   np.testing.assert_array_equal(
-    with_weight, net.apply({"params": added}, garbled, mask, num_visible=shown).image
+    with_weight, predict(net, {"params": added}, garbled, mask, shown).image
   )
   assert float(jnp.abs(with_weight - before).max()) > 1e-3
 
@@ -98,19 +109,19 @@ def test_visible_patches_of_frame_2_and_frame_1_matter(net_and_params):
   net, params = net_and_params
   frames, mask, shown = some_input()
   hidden = jnp.repeat(jnp.repeat(mask, 4, 2), 4, 3)[..., None]
-  clean = net.apply(params, frames, mask, num_visible=shown).image
+  clean = predict(net, params, frames, mask, shown).image
   for frame in (0, 1):
     changed = frames.at[:, frame].add(1.0)
     changed = jnp.where(hidden, frames, changed)
-    other = net.apply(params, changed, mask, num_visible=shown).image
+    other = predict(net, params, changed, mask, shown).image
     assert float(jnp.abs(other - clean).max()) > 1e-3
 
 
 def test_each_pair_of_a_batch_is_predicted_alone(net_and_params):
   net, params = net_and_params
   frames, mask, shown = some_input(batch=3, seed=5)
-  together = net.apply(params, frames, mask, num_visible=shown).image
-  alone = net.apply(params, frames[1:2], mask[1:2], num_visible=shown).image
+  together = predict(net, params, frames, mask, shown).image
+  alone = predict(net, params, frames[1:2], mask[1:2], shown).image
   np.testing.assert_allclose(together[1:2], alone, atol=1e-5)
 
 
@@ -137,7 +148,7 @@ def test_rotary_weights_serve_other_image_sizes(net_and_params):
   net, params = net_and_params
   frames = jnp.zeros((1, 2, 32, 8, 3))
   mask = jnp.zeros((1, 2, 8, 2), bool).at[:, 1, 1:].set(True)
-  assert net.apply(params, frames, mask, num_visible=18).image.shape == (1, 32, 8, 3)
+  assert predict(net, params, frames, mask, 18).image.shape == (1, 32, 8, 3)
 
 
 def test_rotary_positions_are_resized_as_tables_are(net_and_params):
@@ -145,9 +156,11 @@ def test_rotary_positions_are_resized_as_tables_are(net_and_params):
   places = layers.resize_places(layers.grid_yx((4, 2)), (4, 2), (2, 1))
   np.testing.assert_allclose(places[::2, 0], [-0.25, 0.25, 0.75, 1.25])
   np.testing.assert_allclose(places[:2, 1], [-0.25, 0.25])
+  back = layers.resize_places(places, (2, 1), (4, 2))
+  np.testing.assert_allclose(back, layers.grid_yx((4, 2)), atol=1e-6)
   frames, mask, shown = some_input()
   outputs = [
-    net.apply(net_and_params[1], frames, mask, num_visible=shown).image
+    predict(net, net_and_params[1], frames, mask, shown).image
     for net in (tiny(), tiny(positions_hw=(4, 6)), tiny(positions_hw=(2, 3)))
   ]
   np.testing.assert_array_equal(outputs[0], outputs[1])
@@ -160,13 +173,13 @@ def test_rematerialising_changes_no_gradient(net_and_params, remat):
   frames, mask, shown = some_input()
 
   def loss(params, net):
-    return (net.apply(params, frames, mask, num_visible=shown).image ** 2).sum()
+    return (predict(net, params, frames, mask, shown).image ** 2).sum()
 
-  plain = jax.grad(loss)(params, net)
-  again = jax.grad(loss)(params, tiny(remat=remat))
+  gradient = jax.jit(jax.grad(loss), static_argnums=1)
+  plain, again = gradient(params, net), gradient(params, tiny(remat=remat))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, again)
   traced = {
-    kind: str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, tiny(remat=kind)))
+    kind: str(jax.make_jaxpr(gradient, static_argnums=1)(params, tiny(remat=kind)))
     for kind in ("none", remat)
   }
   assert "remat" in traced[remat] and "remat" not in traced["none"]
@@ -176,10 +189,10 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(net_and_par
   _, params = net_and_params
   frames, mask, shown = some_input()
   half = tiny(dtype="bfloat16")
-  fresh = half.init(jax.random.key(1), frames, mask, num_visible=shown)
+  fresh = init(half, frames, mask, shown)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
-  exact = tiny().apply(params, frames, mask, num_visible=shown).image
-  rough = half.apply(params, frames, mask, num_visible=shown).image
+  exact = predict(tiny(), params, frames, mask, shown).image
+  rough = predict(half, params, frames, mask, shown).image
   assert rough.dtype == jnp.float32
   assert float(jnp.abs(rough - exact).max()) < 0.1 * float(jnp.abs(exact).max())
 
@@ -189,7 +202,7 @@ def test_attention_in_float32_keeps_bfloat16_nearer_to_float32(net_and_params):
   frames, mask, shown = some_input()
 
   def image(**dtypes):
-    return tiny(**dtypes).apply(params, frames, mask, num_visible=shown).image
+    return predict(tiny(**dtypes), params, frames, mask, shown).image
 
   exact = image()
   error = {
@@ -219,9 +232,9 @@ def test_what_cannot_be_built_says_so(changes, said):
 def test_learned_positions_build_and_run():
   net = tiny(positions="learned")
   frames, mask, shown = some_input()
-  params = net.init(jax.random.key(1), frames, mask, num_visible=shown)
+  params = init(net, frames, mask, shown)
   assert params["params"]["encoder_positions"].shape == (48, 32)
-  assert net.apply(params, frames, mask, num_visible=shown).image.shape == (2, 16, 24, 3)
+  assert predict(net, params, frames, mask, shown).image.shape == (2, 16, 24, 3)
 
 
 def test_the_last_block_may_work_out_only_the_tokens_that_are_wanted():

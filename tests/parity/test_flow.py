@@ -145,7 +145,7 @@ def equal_where_safe(got_xy, want_yx, margin):
   """Destinations are those stored wherever the highest pixel is clearly the highest."""
   safe = margin > 1e-4
   assert safe.any()
-  np.testing.assert_array_equal(got_xy[safe], want_yx[safe][:, ::-1])
+  np.testing.assert_array_equal(np.asarray(got_xy)[safe], want_yx[safe][:, ::-1])
 
 
 def test_the_patches_hidden_round_a_guess_and_revealed_instead_are_the_stored_ones(cwm_goldens):
@@ -214,7 +214,9 @@ def test_the_difference_under_a_forced_neighbourhood_is_the_stored_one(single):
   want = channels_last(stored["heur_recon_delta"])
   close(delta[:, 0], want, single.tolerance("response", want))
   heat = jnp.sum(jnp.abs(delta[:, 0]), axis=-1)
-  np.testing.assert_array_equal(geometry.argmax_yx(heat), stored["heur_argmax"])
+  ordered = np.sort(np.abs(want).sum(axis=-1).reshape(len(want), -1), axis=1)
+  margin = ordered[:, -1] - ordered[:, -2]
+  equal_where_safe(geometry.argmax_yx(heat)[:, ::-1], stored["heur_argmax"], margin)
   want = stored["heur_expec"]
   close(geometry.soft_argmax_yx(heat), want, single.tolerance("expectation_px", want))
 
@@ -243,6 +245,7 @@ def test_both_orders_of_averaging_follow_from_the_stored_differences(multi, orde
   clean, marked, _ = multi.passes(multi.masks("masks"))
   small_frames = geometry.resize(multi.frames, multi.image_hw)
   placed = flow.place_points(multi.points_xy(), multi.video_hw, multi.image_hw, protocol="release")
+  m = deltas.shape[1]
   got = multimask.respond(
     multi.predict,
     multi.mark,
@@ -250,7 +253,8 @@ def test_both_orders_of_averaging_follow_from_the_stored_differences(multi, orde
     multi.masks("masks"),
     clean,
     placed,
-    masks_at_once=deltas.shape[1] // 2,
+    # In groups, where their number has a divisor.
+    masks_at_once=max((d for d in range(1, m) if m % d == 0), default=1),
     order=order,
     average="release",
     to_video=flow.whole_video(multi.video_hw),

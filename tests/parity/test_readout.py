@@ -1,6 +1,8 @@
 """Read-outs, coordinates and resizes against values computed by the public code."""
 
 import json
+import re
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,32 +25,43 @@ def small_parts(cwm_goldens):
     return dict(file)
 
 
-WEIGHTINGS = {
-  "T200_l1": dict(inverse_temperature=200.0),
-  "T200_l2": dict(inverse_temperature=200.0),
-  "T50_l1": dict(inverse_temperature=50.0),
-  "m1_l1": dict(weighting="linear"),
-  "m2_l1": dict(weighting="squared"),
-}
+def _modes(readouts):
+  """(name, what it says of the weighting) of every stored mode, such as T200_l1, m1_l1 and m2_l2.
+
+  A number after a T is an inverse temperature; m1 and m2 weight by the heat and by its square.
+  """
+  for key in readouts:
+    if match := re.fullmatch(r"((T|m)([\d.]+)_l[12])_heatmap", key):
+      name, kind, number = match.groups()
+      if kind == "T":
+        yield name, dict(inverse_temperature=float(number))
+      else:
+        yield name, dict(weighting={"1": "linear", "2": "squared"}[number])
 
 
-@pytest.mark.parametrize("name", WEIGHTINGS)
-def test_the_soft_argmax_is_the_stored_one_in_every_mode(readouts, name):
-  want = {key: readouts[f"{name}_{key}"] for key in ("expec", "std", "heatmap", "reduced")}
+def test_the_soft_argmax_is_the_stored_one_in_every_mode(readouts):
+  modes = dict(_modes(readouts))
+  # "tie_heatmap" is a picture of its own.
+  assert {f"{name}_heatmap" for name in modes} == {
+    key for key in readouts if key.endswith("_heatmap") and key != "tie_heatmap"
+  }
+  assert {name[0] for name in modes} == {"T", "m"}
   delta = jnp.moveaxis(jnp.asarray(readouts["delta"]), 1, -1)
-  heat = (
-    jnp.sqrt(jnp.sum(delta**2, axis=-1)) if name.endswith("l2") else jnp.sum(jnp.abs(delta), -1)
-  )
-  np.testing.assert_allclose(heat, want["reduced"], rtol=1e-5, atol=1e-7)
-  got = geometry.heat_distribution(heat, **WEIGHTINGS[name])
-  np.testing.assert_allclose(got, want["heatmap"], rtol=1e-4, atol=1e-8)
-  np.testing.assert_allclose(geometry.mean_yx(got), want["expec"], rtol=1e-4)
-  np.testing.assert_allclose(geometry.spread(got), want["std"], rtol=1e-4)
-  np.testing.assert_allclose(
-    geometry.soft_argmax_yx(heat, **WEIGHTINGS[name]), want["expec"], rtol=1e-4
-  )
-  np.testing.assert_array_equal(geometry.argmax_yx(got), readouts[f"{name}_argmax"])
-  np.testing.assert_array_equal(geometry.argmax_yx(heat), readouts[f"{name}_argmax"])
+  for name, weighting in modes.items():
+    want = {key: readouts[f"{name}_{key}"] for key in ("expec", "std", "heatmap", "reduced")}
+    squares = name.endswith("l2")
+    heat = jnp.sqrt(jnp.sum(delta**2, axis=-1)) if squares else jnp.sum(jnp.abs(delta), -1)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, err_msg=name)
+    close(heat, want["reduced"], rtol=1e-5, atol=1e-7)
+    got = geometry.heat_distribution(heat, **weighting)
+    close(got, want["heatmap"], atol=1e-8)
+    close(geometry.mean_yx(got), want["expec"])
+    close(geometry.spread(got), want["std"])
+    close(geometry.soft_argmax_yx(heat, **weighting), want["expec"])
+    for found in (got, heat):
+      np.testing.assert_array_equal(
+        geometry.argmax_yx(found), readouts[f"{name}_argmax"], err_msg=name
+      )
 
 
 def test_of_equal_maxima_the_first_in_raster_order_wins(readouts):

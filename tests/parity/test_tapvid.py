@@ -79,8 +79,11 @@ def test_frames_and_points_at_each_resolution_are_the_stored_ones(cwm_goldens):
   stored, clips = _clips(cwm_goldens / "c8_tapvid_flatten.npz")
   for clip, want in zip(clips, stored["nearest16_res"].tolist()):
     assert tapvid_queries.resolution_hw("nearest_16", clip.video.shape[1:3]) == tuple(want)
-  for label, count in (("native", 3), ("nearest_16", 3), ("fixed", 3)):
-    for i in range(count):
+  labels = [name[5:-4] for name in stored if name.startswith("item_") and name.endswith("_idx")]
+  assert {"native", "nearest_16", "fixed"} <= set(labels)
+  for label in labels:
+    assert len(stored[f"item_{label}_idx"])
+    for i in range(len(stored[f"item_{label}_idx"])):
       item = {k: stored[f"item_{label}_{i}_{k}"] for k in ("video", "points", "occ", "uid")}
       video, point, *times = item["uid"].tolist()
       h, w = item["video"].shape[-2:]
@@ -109,15 +112,19 @@ class _FirstAnswers:
     shape = len(queries), len(video)
     here = slice(self._given, self._given + shape[0] * shape[1])
     self._given = here.stop
-    self._queries = queries
+    self._rows, self._start = {}, queries[:, 0].astype(int)
+    # Frame by frame, as it is asked later; several points of a frame may lie in one pixel.
+    for row in np.argsort(self._start, kind="stable"):
+      key = video[self._start[row]].tobytes(), *queries[row, :0:-1].tolist()
+      self._rows.setdefault(key, []).append(row)
     visible = self._visible[here].reshape(shape)
     self._tracks = Tracks(self._places[here].reshape(*shape, 2), visible, visible * 1.0)
     return self._tracks
 
   def flow(self, frame1, frame2, points):
     """From a query's own frame to itself."""
-    rows = [np.flatnonzero((self._queries[:, :0:-1] == p).all(axis=1))[0] for p in points]
-    at = rows, self._queries[rows, 0].astype(int)
+    rows = [self._rows[frame1.tobytes(), *point].pop(0) for point in points.tolist()]
+    at = rows, self._start[rows]
     return PointFlow(*(values[at] for values in self._tracks))
 
 

@@ -8,6 +8,8 @@ import jax
 import joint_job
 import numpy as np
 import pytest
+import tiny_release
+from tiny_release import HEADS, PSI_FLOW
 from torch_writer import Global, Tensor, write
 
 from cwm_jax.configs import base as defaults
@@ -16,85 +18,11 @@ from cwm_jax.pretrained import (
   flow_predictors,
   keymaps,
   safetensors_file,
-  two_stream_keys,
   weights,
 )
 from cwm_jax.pretrained.merge import NamesError
 from cwm_jax.tasks import joint_building
 from cwm_jax.types import InputError
-
-HEADS = (2, 4)
-RNG = np.random.default_rng(0)
-
-
-def _linear(name, out, into):
-  return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-
-def _norm(name, width):
-  return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _half(name, width, depth):
-  shapes = _norm(f"{name}.norm", width)
-  for i in range(depth):
-    block = f"{name}.blocks.{i}"
-    shapes |= _norm(f"{block}.norm1", width) | _norm(f"{block}.norm2", width)
-    shapes |= {f"{block}.attn.{kind}_bias": (width,) for kind in "qkv"}
-    shapes |= {f"{block}.attn.qkv.weight": (3 * width, width)}
-    shapes |= _linear(f"{block}.attn.proj", width, width)
-    shapes |= _linear(f"{block}.mlp.fc1", 4 * width, width)
-    shapes |= _linear(f"{block}.mlp.fc2", width, 4 * width)
-  return shapes
-
-
-def _base_shapes(side=2, patch=4, encoder=8, decoder=12):
-  """A released base predictor, tiny: 2 + 1 blocks."""
-  count = 2 * side * side
-  return {
-    "mask_token": (1, 1, encoder),
-    "pos_embed": (1, count, decoder),
-    "encoder.pos_embed": (1, count, encoder),
-    "encoder.patch_embed.proj.weight": (encoder, 3, 1, patch, patch),
-    "encoder.patch_embed.proj.bias": (encoder,),
-    **_half("encoder", encoder, 2),
-    **_linear("encoder_to_decoder", decoder, encoder),
-    **_half("decoder", decoder, 1),
-    **_linear("decoder.head", 3 * patch * patch, decoder),
-  }
-
-
-def _perturber_shapes(width=8, hidden=6):
-  shapes = {}
-  for at, out, into in ((0, hidden, width), (3, hidden, hidden), (6, 18, hidden)):
-    shapes |= _linear(f"nn.mlp.{at}", out, into) | _norm(f"nn.mlp.{at + 1}", out)
-  return shapes
-
-
-def _random(shapes, prefix=""):
-  return {prefix + n: RNG.normal(size=s).astype(np.float32) for n, s in shapes.items()}
-
-
-def _joint(base=True):
-  """What joint training saves: a flow predictor, and Psi-flow beside it."""
-  state = _random(_perturber_shapes(), "flow_predictor.perturber.") | _psi_flow()
-  return state | (_random(_base_shapes(), "flow_predictor.cwm_model.") if base else {})
-
-
-PSI_FLOW = "recon_cwm_model.two_stream_vmae."
-
-
-def _psi_flow(width=8, decoder=12):
-  """A released Psi-flow, tiny: 3 + 2 blocks."""
-  links = ("o<->o", "o-_", "o-_"), ("o<-_", "o-_")
-  sizes = dict(encoder_width=width, encoder_heads=2, decoder_width=decoder, decoder_heads=4)
-  section = defaults.get_config().flow_predictor
-  section.update(kind="two_stream", patch=4)
-  section.two_stream.update(encoder_links=links[0], decoder_links=links[1], **sizes)
-  shapes = flow_predictors.expected_shapes({"flow_predictor": section.to_dict()}, where="here")
-  params = {n: RNG.normal(size=x.shape) for n, x in weights.flatten(shapes).items()}
-  rules = two_stream_keys.two_stream_rules(*links, prefix=PSI_FLOW)
-  return keymaps.to_state(weights.unflatten(params), rules)
 
 
 def _assert_same(found, wanted):
@@ -111,7 +39,9 @@ def _round_trip(tmp_path, made):
 
 @pytest.mark.parametrize("kind", ["base", "flow predictor", "joint training"])
 def test_a_release_comes_back_from_our_weights_file_bit_for_bit(tmp_path, kind):
-  state = _random(_base_shapes()) if kind == "base" else _joint()
+  state = (
+    tiny_release.random(tiny_release.base_shapes()) if kind == "base" else tiny_release.joint()
+  )
   if kind == "flow predictor":
     top = "flow_predictor."
     state = {n[len(top) :]: a for n, a in state.items() if n.startswith(top)}
@@ -121,7 +51,7 @@ def test_a_release_comes_back_from_our_weights_file_bit_for_bit(tmp_path, kind):
 
 
 def test_psi_flow_comes_along_and_is_read_by_itself(tmp_path):
-  state = _joint()
+  state = tiny_release.joint()
   made = convert.from_state(state, heads=HEADS, where="state")
   path = weights.save(tmp_path / "ours.safetensors", made.params, made.config, extra=made.extra)
   assert "flow_predictor" not in weights.load(path)[0]
@@ -132,13 +62,28 @@ def test_psi_flow_comes_along_and_is_read_by_itself(tmp_path):
   given = [np.zeros(shape, np.float32) for shape in ((1, 8, 8, 3), (1, 2, 2), (1, 2, 2))]
   image = jax.eval_shape(module.apply, {"params": params}, *given)
   assert image.shape == (1, 8, 8, 3)
-  bare = convert.from_state(_random(_base_shapes()), heads=HEADS, where="state")
+  bare = convert.from_state(
+    tiny_release.random(tiny_release.base_shapes()), heads=HEADS, where="state"
+  )
   without = weights.save(tmp_path / "bare.safetensors", bare.params, bare.config)
   assert weights.load_flow_predictor(without) is None
 
 
+def test_psi_flow_may_have_other_heads_than_the_predictor():
+  state = tiny_release.joint()
+  config = convert.from_state(state, heads=HEADS, flow_heads=(4, 2), where="state").config
+  assert (config["model"]["encoder_heads"], config["model"]["decoder_heads"]) == HEADS
+  psi_flow = config["flow_predictor"]["two_stream"]
+  assert (psi_flow["encoder_heads"], psi_flow["decoder_heads"]) == (4, 2)
+  with pytest.raises(InputError, match="width of 12 does not divide into 5"):
+    convert.from_state(state, heads=HEADS, flow_heads=(4, 5), where="state")
+  bare = tiny_release.random(tiny_release.base_shapes())
+  with pytest.raises(InputError, match="holds no Psi-flow"):
+    convert.from_state(bare, heads=HEADS, flow_heads=HEADS, where="state")
+
+
 def test_a_joint_training_goes_on_from_the_psi_flow_that_a_release_brings(tmp_path):
-  made = convert.from_state(_joint(), heads=HEADS, where="state")
+  made = convert.from_state(tiny_release.joint(), heads=HEADS, where="state")
   path = weights.save(tmp_path / "ours.safetensors", made.params, made.config, extra=made.extra)
   changes = dict(flow_predictor__kind="file", perturber__init="file", perturber__file=str(path))
   task = joint_building.build(joint_job.get_config(path, joint__num_points=1, **changes))
@@ -151,11 +96,11 @@ def test_a_joint_training_goes_on_from_the_psi_flow_that_a_release_brings(tmp_pa
 
 def test_a_psi_flow_of_unknown_heads_asks_for_them():
   with pytest.raises(InputError, match="heads.*--heads"):
-    convert.from_state(_joint(), where="state")
+    convert.from_state(tiny_release.joint(), where="state")
 
 
 def test_a_part_of_psi_flow_that_is_gone_is_told():
-  state = _joint()
+  state = tiny_release.joint()
   gone = f"{PSI_FLOW}encoder.two_stream_transformer.blocks.2.self_attn_layers_primary.mlp.fc1.bias"
   del state[gone]
   with pytest.raises(NamesError) as error:
@@ -164,7 +109,7 @@ def test_a_part_of_psi_flow_that_is_gone_is_told():
 
 
 def test_a_torch_file_is_converted_as_the_tensors_in_it(tmp_path):
-  state = _random(_base_shapes())
+  state = tiny_release.random(tiny_release.base_shapes())
   saved = {n: Tensor(a, parameter=n == "mask_token") for n, a in state.items()}
   content = {"model": saved, "args": Global("argparse", "Namespace", (), {"lr": 0.1}), "epoch": 7}
   made = convert.assemble([write(tmp_path / "base.pt", content)], heads=HEADS)
@@ -178,7 +123,9 @@ def test_a_torch_file_is_converted_as_the_tensors_in_it(tmp_path):
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_release_with_fixed_positions_and_fewer_biases_makes_the_round_trip(tmp_path, bare):
   gone = ("pos_embed", "k_bias", "encoder_to_decoder.bias") if bare else ("pos_embed",)
-  state = {n: a for n, a in _random(_base_shapes()).items() if not n.endswith(gone)}
+  state = {
+    n: a for n, a in tiny_release.random(tiny_release.base_shapes()).items() if not n.endswith(gone)
+  }
   state["mask_token"] = np.ones((1, 1, 12), np.float32)
   made = convert.from_state(state, heads=HEADS, where="state")
   model = made.config["model"]
@@ -187,7 +134,7 @@ def test_a_release_with_fixed_positions_and_fewer_biases_makes_the_round_trip(tm
 
 
 def test_names_with_the_prefix_of_data_parallel_training_lose_it(tmp_path):
-  state = _random(_base_shapes())
+  state = tiny_release.random(tiny_release.base_shapes())
   path = write(tmp_path / "b.pt", {"module." + n: Tensor(a) for n, a in state.items()})
   _assert_same(convert.read_state(path), state)
 
@@ -195,18 +142,18 @@ def test_names_with_the_prefix_of_data_parallel_training_lose_it(tmp_path):
 def test_a_converted_release_is_a_model_that_runs_with_its_own_mark(tmp_path):
   from cwm_jax.tracker import Tracker
 
-  made = convert.from_state(_joint(), heads=HEADS, where="state")
+  made = convert.from_state(tiny_release.joint(), heads=HEADS, where="state")
   assert made.config["mark"] == {"kind": "learned", "hidden_width": 6, "size": 20, "scale": 1}
   path = weights.save(tmp_path / "ours.safetensors", made.params, made.config, extra=made.extra)
   tracker = Tracker.load(path, num_masks=1, mask_ratio=0.5)
-  frames = RNG.integers(0, 256, (2, 8, 8, 3), np.uint8)
+  frames = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
   mark = tracker.explain(frames[0], frames[1], [5, 5]).mark
   # The fixed square would have 4 pixels; the learned mark's grid covers the whole little image.
   assert np.count_nonzero(np.abs(mark).sum(axis=-1)) > 16
 
 
 def test_the_joint_checkpoint_is_laid_over_the_base_and_wins(tmp_path):
-  base, over = _random(_base_shapes()), _joint()
+  base, over = tiny_release.random(tiny_release.base_shapes()), tiny_release.joint()
   state, overlaid = convert.overlay(base, over)
   assert sorted(overlaid) == sorted(f"cwm_model.{name}" for name in base)
   top = "flow_predictor."
@@ -214,7 +161,7 @@ def test_the_joint_checkpoint_is_laid_over_the_base_and_wins(tmp_path):
 
 
 def test_a_switch_keeps_the_base_and_takes_only_what_it_lacks():
-  base, over = _random(_base_shapes()), _joint()
+  base, over = tiny_release.random(tiny_release.base_shapes()), tiny_release.joint()
   state, overlaid = convert.overlay(base, over, keep_base=True)
   assert overlaid == []
   np.testing.assert_array_equal(state["cwm_model.pos_embed"], base["pos_embed"])
@@ -223,7 +170,7 @@ def test_a_switch_keeps_the_base_and_takes_only_what_it_lacks():
 
 
 def test_two_files_become_one_and_what_was_done_is_told(tmp_path):
-  base, over = _random(_base_shapes()), _joint(base=False)
+  base, over = tiny_release.random(tiny_release.base_shapes()), tiny_release.joint(base=False)
   over["flow_predictor.cwm_model.mask_token"] = np.zeros((1, 1, 8), np.float32)
   files = [
     write(tmp_path / f"{name}.pt", {"model": {n: Tensor(a) for n, a in state.items()}})
@@ -238,7 +185,7 @@ def test_two_files_become_one_and_what_was_done_is_told(tmp_path):
 
 
 def test_a_mismatch_carries_both_whole_lists_and_a_short_sentence():
-  state = _random(_base_shapes())
+  state = tiny_release.random(tiny_release.base_shapes())
   gone = [n for n in state if n.startswith("decoder.blocks.0.mlp")] + ["mask_token"]
   for name in gone:
     del state[name]
@@ -251,6 +198,22 @@ def test_a_mismatch_carries_both_whole_lists_and_a_short_sentence():
   assert len(told.value.sides["unexpected"]) == 9
   lines = convert.listing(told.value).splitlines()
   assert "  surplus.8" in lines and "  mask_token" in lines and len(lines) == 16
+
+
+MARK, PSI = "flow_predictor.perturber.nn.mlp.0.bias", ".blocks.0.self_attn_layers_primary."
+
+
+@pytest.mark.parametrize(
+  "told_of, sentence",
+  [
+    (lambda name: name == MARK, "'perturber/fc1/bias' has shape .* too few axes"),
+    (lambda name: f"{PSI}mlp.fc1.bias" in name, "fc1/bias' has shape .* too few axes"),
+  ],
+)
+def test_biases_without_an_axis_beside_the_predictor_are_refused_too(told_of, sentence):
+  state = {n: np.zeros(()) if told_of(n) else a for n, a in tiny_release.joint().items()}
+  with pytest.raises(InputError, match=sentence):
+    convert.from_state(state, heads=HEADS, where="FILE")
 
 
 def _without(state, name):
@@ -286,6 +249,30 @@ BROKEN = {
     lambda s: s | {"encoder.pos_embed": np.zeros((1, 6, 8)), "pos_embed": np.zeros((1, 6, 12))},
     "not square",
   ),
+  "positions of no axis": (
+    lambda s: s | {"encoder.pos_embed": np.zeros(1)},
+    "'encoder_positions' has shape .* too few axes",
+  ),
+  "no positions": (
+    lambda s: s | {"encoder.pos_embed": np.zeros((1, 0, 8)), "pos_embed": np.zeros((1, 0, 12))},
+    "are empty",
+  ),
+  "a bridge's bias of no axis": (
+    lambda s: s | {"encoder_to_decoder.bias": np.zeros(())},
+    "'encoder_to_decoder/bias' has shape .* too few axes",
+  ),
+  "biases of no axis": (
+    lambda s: s | {n: np.zeros(()) for n in s if n.endswith("fc1.bias")},
+    "'encoder/blocks/fc1/bias' has shape .* too few axes",
+  ),
+  "patches that nothing is made of": (
+    lambda s: s | {"encoder.patch_embed.proj.weight": np.zeros((0, 3, 1, 2, 2))},
+    r"'encoder.patch_embed.proj.weight' has shape \(0, 3, 1, 2, 2\)",
+  ),
+  "patches without pixels": (
+    lambda s: s | {"encoder.patch_embed.proj.weight": np.zeros((8, 3, 1, 0, 0))},
+    "are empty",
+  ),
 }
 
 
@@ -294,7 +281,9 @@ def test_a_state_that_does_not_fit_is_refused_in_one_sentence(kind):
   change, sentence = BROKEN[kind]
   heads = None if kind == "no heads" else HEADS
   with pytest.raises(InputError, match=sentence) as caught:
-    convert.from_state(change(_random(_base_shapes())), heads=heads, where="FILE")
+    convert.from_state(
+      change(tiny_release.random(tiny_release.base_shapes())), heads=heads, where="FILE"
+    )
   assert "FILE" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -308,11 +297,13 @@ def test_a_state_that_does_not_fit_is_refused_in_one_sentence(kind):
 )
 def test_settings_that_contradict_the_shapes_are_refused(heads, release, sentence):
   with pytest.raises(InputError, match=sentence):
-    convert.from_state(_random(_base_shapes()), heads=heads, release=release, where="FILE")
+    convert.from_state(
+      tiny_release.random(tiny_release.base_shapes()), heads=heads, release=release, where="FILE"
+    )
 
 
 def test_a_weights_file_whose_mark_lacks_parameters_is_refused(tmp_path):
-  made = convert.from_state(_joint(), heads=HEADS, where="state")
+  made = convert.from_state(tiny_release.joint(), heads=HEADS, where="state")
   del made.params["perturber"]["fc2"]
   path = weights.save(tmp_path / "o.safetensors", made.params, made.config, extra=made.extra)
   with pytest.raises(InputError, match="missing: perturber/fc2"):
@@ -320,7 +311,9 @@ def test_a_weights_file_whose_mark_lacks_parameters_is_refused(tmp_path):
 
 
 def test_parameters_that_a_release_has_no_place_for_are_named(tmp_path):
-  made = convert.from_state(_random(_base_shapes()), heads=HEADS, where="state")
+  made = convert.from_state(
+    tiny_release.random(tiny_release.base_shapes()), heads=HEADS, where="state"
+  )
   made.params["context_embed"] = {"kernel": np.zeros(3, np.float32)}
   path = weights.save(tmp_path / "o.safetensors", made.params, made.config, extra=made.extra)
   with pytest.raises(InputError, match="unexpected: context_embed/kernel"):
@@ -367,20 +360,32 @@ def test_the_key_map_accounts_for_every_key_of_the_full_release_without_allocati
   _, expected = weights.expected_shapes(config, where="manifest")
   top = "flow_predictor/"
   theirs = {n.removeprefix(top): s for n, s in found.items() if n.startswith(top)}
-  told = flow_predictors.told_by_shapes(theirs, naming.links, heads=None, where="manifest")
-  assert told["two_stream"]["grid_hw"] == (28, 28)
+  told = flow_predictors.told_by_shapes(
+    theirs, naming.links, heads=None, predictor_heads=(3, 3), where="manifest"
+  )
+  assert told["two_stream"] == opt_cwm.TWO_STREAM
   section = defaults.get_config().flow_predictor.to_dict() | told
   mine = flow_predictors.expected_shapes({"flow_predictor": section}, where="manifest")
   expected |= {f"{top}{n}": x.shape for n, x in weights.flatten(mine).items()}
   weights.check_names(found, expected, where="manifest")
 
 
-@pytest.mark.parametrize(
-  "case, section", [("c1_base_cwm", "base_cwm"), ("c4_flow", "base_cwm"), ("c5_optcwm", "base_cwm")]
-)
-def test_states_of_the_public_code_make_the_round_trip(tmp_path, cwm_goldens, case, section):
-  settings = json.loads((cwm_goldens / "config.json").read_text())[section]
+def _two_stream_heads(cwm_goldens):
+  """(encoder's, decoder's) attention heads of the set's Psi-flow."""
+  told = json.loads((cwm_goldens / "config.json").read_text())["opt_cwm"]["two_stream_config"]
+  sizes = json.loads((cwm_goldens / told).read_text())
+  halves = sizes["encoder_params"]["transformer_params"], sizes["decoder_params"]
+  return tuple(half["block_params"]["primary"]["attn"]["num_heads"] for half in halves)
+
+
+@pytest.mark.parametrize("case", ["c1_base_cwm", "c4_flow", "c5_optcwm"])
+def test_states_of_the_public_code_make_the_round_trip(tmp_path, cwm_goldens, case):
+  settings = json.loads((cwm_goldens / "config.json").read_text())["base_cwm"]
   heads = (settings["encoder_num_heads"], settings["decoder_num_heads"])
+  flow_heads = _two_stream_heads(cwm_goldens) if case == "c5_optcwm" else None
   path = cwm_goldens / f"{case}_state.safetensors"
-  made = convert.assemble([path], heads=heads)
+  made = convert.assemble([path], heads=heads, flow_heads=flow_heads)
   _assert_same(_round_trip(tmp_path, made), safetensors_file.read(path))
+  if flow_heads is not None:
+    psi_flow = made.config["flow_predictor"]["two_stream"]
+    assert (psi_flow["encoder_heads"], psi_flow["decoder_heads"]) == flow_heads

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.server
+import logging
+import os
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -151,12 +155,76 @@ def test_without_a_network_one_sentence_says_what_to_fetch_and_where_to_put_it(p
   assert "\n" not in str(caught.value)
 
 
-def test_two_processes_do_not_write_one_file(server, path):
+class _Waiting(logging.Handler):
+  """Calls `then` once somebody waits for another process's download."""
+
+  def __init__(self, then):
+    super().__init__()
+    self._then = then
+
+  def emit(self, record):
+    assert "another process is fetching" in record.getMessage()
+    self._then()
+
+
+@pytest.fixture
+def held(server, path, request):
+  """Another process's half of a download, and what is done once somebody waits for it."""
   path.parent.mkdir()
-  with open(path.with_name("file.pt.part"), "ab") as other:
-    download._lock(other, path)
-    with pytest.raises(InputError, match="another process is fetching"):
-      download.fetch(server.address, path)
+  # A lock belongs to the opening of a file, so that threads stand for processes.
+  other = open(path.with_name("file.pt.part"), "ab")
+  fcntl.flock(other, fcntl.LOCK_EX)
+  log, done = logging.getLogger(download.__name__), threading.Event()
+
+  def leave(then):
+    def let_go():
+      then(other)
+      other.close()
+      done.set()
+
+    # In a thread: who waits only begins to once it has told so.
+    handler = _Waiting(lambda: threading.Timer(0.05, let_go).start())
+    log.addHandler(handler)
+    request.addfinalizer(lambda: log.removeHandler(handler))
+
+  yield leave
+  assert done.wait(5)
+
+
+def test_who_meets_another_process_s_download_waits_and_takes_its_file(server, path, held):
+  def finish(other):
+    other.write(CONTENT)
+    other.flush()
+    os.replace(other.name, path)
+
+  held(finish)
+  download.fetch(server.address, path)
+  assert path.read_bytes() == CONTENT and server.asked == []
+  assert sorted(p.name for p in path.parent.iterdir()) == ["file.pt", "file.pt.sha256"]
+
+
+def test_where_the_other_process_gave_up_its_part_is_gone_on_with(server, path, held):
+  def stop(other):
+    other.write(CONTENT[:CUT])
+    other.flush()
+
+  held(stop)
+  download.fetch(server.address, path)
+  assert path.read_bytes() == CONTENT
+  assert server.asked == [("/file.pt", f"bytes={CUT}-")]
+
+
+def test_where_the_other_process_got_nothing_the_file_is_fetched_from_its_start(server, path, held):
+  held(lambda other: os.unlink(other.name))
+  download.fetch(server.address, path)
+  assert path.read_bytes() == CONTENT and server.asked == [("/file.pt", None)]
+
+
+def test_several_that_begin_together_fetch_a_file_once(server, path):
+  with ThreadPoolExecutor(4) as pool:
+    found = set(pool.map(lambda _: download.fetch(server.address, path), range(4)))
+  assert found == {hashlib.sha256(CONTENT).hexdigest()} and len(server.asked) == 1
+  assert sorted(p.name for p in path.parent.iterdir()) == ["file.pt", "file.pt.sha256"]
 
 
 def test_every_release_names_its_files_source_and_licence():

@@ -152,6 +152,18 @@ BROKEN = {
     lambda t: _file(t, _header(a=_entry(shape=(2**40, 2**40))), bytes(8)),
     "does not fit its length",
   ),
+  "empty and endless": (
+    lambda t: _file(t, _header(a=_entry(shape=(2**62, 2**62, 0), offsets=(0, 0)))),
+    "does not fit its length",
+  ),
+  "empty with an axis beyond all numbers": (
+    lambda t: _file(t, _header(a=_entry(shape=(10**30, 0), offsets=(0, 0)))),
+    "does not fit its length",
+  ),
+  "empty and endless by many axes": (
+    lambda t: _file(t, _header(a=_entry(shape=(10,) * 31 + (0,), offsets=(0, 0)))),
+    "does not fit its length",
+  ),
   "huge offsets": (
     lambda t: _file(t, _header(a=_entry(shape=(2**40,), offsets=(0, 2**42))), bytes(8)),
     "cut short: 'a' ends beyond",

@@ -56,5 +56,6 @@ def test_an_evaluation_of_clips_of_all_lengths_and_numbers_of_points_compiles_si
   done = tiny_job.run_script(EVALUATION, *map(str, asked), XLA_FLAGS=tiny_job.QUICK)
   assert done.returncode == 0, done.stderr[-2000:]
   count, clips = json.loads(done.stdout.partition("FOUND")[2])
+  print(f"programs compiled: {count}")
   assert clips == [3, 3]  # both protocols, all clips
   assert 0 < count <= 6

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import segment_questions
 import tiny_job
 from tapvid_clips import write_clip
 
@@ -29,7 +30,7 @@ from cwm_jax import evaluate
 from cwm_jax.evals import named
 from cwm_jax.configs import eval_tapvid
 from cwm_jax.evals import segments, trackers
-import numpy
+import segment_questions
 
 class Toy(trackers.PairTracker):
   # Says that everything moves right, by a number that lies on the device that built it.
@@ -54,13 +55,7 @@ for key in ("trackers", "protocols"):
   settings[key] = tuple(settings[key])
 config.evaluate.update(settings)
 numbers = evaluate.run(config, f"{workdir}/{rank}")
-rng = numpy.random.default_rng(0)
-questions = [
-  segments.SegmentQuestion(
-    rng.integers(0, 256, (24, 32, 3)), rng.uniform(0, 24, 2), rng.random((24, 32)) > 0.6
-  )
-  for _ in range(5)
-]
+questions = segment_questions.make(5)
 one = named.build("mm2", config.evaluate)[0]
 numbers["segments"] = {"mm2": dict(segments.SegmentsEvaluator(one, questions, radius=0.2).run())}
 # What is done is not done again, even where a process cannot see the first one's files.
@@ -125,14 +120,7 @@ def test_several_processes_find_what_one_finds(count, devices, tmp_path, setting
   config.evaluate.update(settings)
   monkeypatch.setattr(named.Tracker, "load", lambda path, **_: _Toy())
   alone = evaluate.run(config, tmp_path / "alone")
-  rng = np.random.default_rng(0)
-  questions = [
-    segments.SegmentQuestion(
-      rng.integers(0, 256, (24, 32, 3)), rng.uniform(0, 24, 2), rng.random((24, 32)) > 0.6
-    )
-    for _ in range(5)
-  ]
-  asked = segments.SegmentsEvaluator(_Toy(), questions, radius=0.2)
+  asked = segments.SegmentsEvaluator(_Toy(), segment_questions.make(5), radius=0.2)
   alone["segments"] = {"mm2": dict(asked.run())}
   for numbers in found:
     assert numbers.keys() == alone.keys()

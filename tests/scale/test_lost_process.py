@@ -81,24 +81,52 @@ def test_a_host_falls_silent_and_the_one_that_keeps_the_job_dies_each_is_a_sente
 
 
 def test_where_a_process_is_killed_the_failing_collective_names_it(tmp_path):
-  with two_at_work(tmp_path) as both:
-    os.kill(child_of(both[1]), signal.SIGKILL)
-    # Its connections end with it: the other's step fails at once, long before its silence is told.
-    said, said_by_other = (process.communicate(timeout=90)[1] for process in both)
-  assert "process 1 of 2 has not been heard of" in left_for(both[0], said)
-  assert "ended by SIGKILL" in left_for(both[1], said_by_other)
+  for attempt in ("first", "second"):
+    with two_at_work(tmp_path / attempt) as both:
+      os.kill(child_of(both[1]), signal.SIGKILL)
+      # Its connections end with it: the other's step fails at once, long before its silence is
+      # told.
+      said, said_by_other = (process.communicate(timeout=90)[1] for process in both)
+    assert "ended by SIGKILL" in left_for(both[1], said_by_other)
+    told = left_for(both[0], said)
+    # Rarely Gloo meets the loss in a thread of its own and aborts the process, which names nobody.
+    if "ended by SIGABRT" not in told:
+      break
+  assert "process 1 of 2 has not been heard of" in told
 
 
-def test_sigterm_to_one_of_two_processes_has_both_save_the_same_step_and_leave(tmp_path):
+def test_sigterm_to_one_of_two_has_both_save_the_same_step_and_say_that_they_left_early(tmp_path):
   with two_at_work(tmp_path, "--config.cpu_devices=2") as both:
     both[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=90)[1] for process in both]
-  assert [process.returncode for process in both] == [0, 0], "".join(s[-2000:] for s in said)
+  codes = [process.returncode for process in both]
+  assert codes == [supervision.LEFT_EARLY] * 2, "".join(s[-2000:] for s in said)
   # Each plays the devices that the config asks for.
   assert " 4 devices" in said[0]
   [saved] = (tmp_path / "checkpoints").iterdir()
   assert int(saved.name) == tiny_job.rows(tmp_path)[-1]["step"]
   assert f"left at step {saved.name} of 1000000: another process leaves" in said[0]
+
+
+# Joins a job of one process, and is told to end.
+JOINED = """
+import os, signal, sys, time
+from absl import flags
+from cwm_jax import main
+
+flags.FLAGS(sys.argv)
+main._join()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)
+"""
+
+
+def test_sigterm_ends_a_process_that_has_joined_and_whose_job_saves_by_itself():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  done = tiny_job.run_script(JOINED, f"--coordinator={address}", "--processes=1", "--process=0")
+  assert done.returncode == -signal.SIGTERM, done.stderr[-2000:]
 
 
 class Store:
@@ -127,13 +155,13 @@ def left(monkeypatch):
   return codes, event
 
 
-def pair(store):
-  return [processes.Watch(store, process=i, count=2, lost_after=0.6) for i in (0, 1)]
+def pair(store, *, lost_after=0.6):
+  return [processes.Watch(store, process=i, count=2, lost_after=lost_after) for i in (0, 1)]
 
 
-@pytest.mark.parametrize("code, theirs", [(1, 4), (2, 2), (3, 3), (4, 4)])
+@pytest.mark.parametrize("code, theirs", [(1, 1), (2, 2), (3, 3), (4, 4)])
 def test_a_process_that_fails_tells_the_others_why_and_whether_for_good(left, capsys, code, theirs):
-  one, other = pair(Store())
+  one, other = pair(Store(), lost_after=6.0)
   other.failed("the disk is full", code)
   assert left[1].wait(5)
   one.close()

@@ -32,6 +32,7 @@ if __name__ == "__main__":
     return batch
 
   loader.Loader.__next__ = noted
+  loader.Loader.skipped = lambda self: 10 ** int(process)
   config = tiny_job.get_config()
   config.checkpoint.every = "3 steps"
   config.stop_after = steps
@@ -74,6 +75,8 @@ def test_four_processes_and_then_two_give_one_process_s_losses_and_its_checkpoin
   losses = [[row["loss"] for row in tiny_job.rows(workdir)] for workdir in (one, several)]
   assert len(losses[1]) == 6
   np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+  skipped = [row["skipped_items"] for row in tiny_job.rows(several)]
+  assert skipped == [1111] * 3 + [11] * 3  # what each of them passed over, together
   # No example is read twice or left out where four processes end and two go on.
   for count, first in ((4, 0), (2, 3)):
     shares = [
