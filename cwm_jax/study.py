@@ -164,9 +164,12 @@ def _kept_cells(asks: _Asks, data: Sequence[str]) -> dict[Cell, dict[str, float]
     if cell.mark in HAND_MADE:
       mark = _hand_made(asks.config, cell.mark)
     try:
-      cells[cell] = _kept(path, asks.stored(cell, mark))
+      numbers = _kept(path, asks.stored(cell, mark))
     except InputError as error:
       _LOG.info("not in the tables: %s", error)
+      continue
+    if numbers is not None:
+      cells[cell] = numbers
   return cells
 
 
@@ -236,12 +239,8 @@ class _Asks:
 def _measure(cell: Cell, mark: Any, asks: _Asks) -> dict[str, float]:
   """A cell's numbers, from its file or by asking."""
   path, wanted = cell.path(asks.workdir), asks.stored(cell, mark)
-  if path.is_file():
-    stored, numbers = study_marks.read_kept(path)
-    if study_marks.changed(stored, wanted) != [_MIDDLE]:
-      study_marks.check(path, stored, wanted, made="measured")
-      return numbers
-    _LOG.info("%s was measured half a pixel beside its mark and is measured anew", path)
+  if path.is_file() and (kept := _kept(path, wanted)) is not None:
+    return kept
   _LOG.info("%s", path.stem)
   settings, started = asks.settings, time.monotonic()
   tracker = Tracker.load(
@@ -287,7 +286,11 @@ def _on_clips(
       yield name, value
 
 
-def _kept(path: Path, wanted: dict[str, Any]) -> dict[str, float]:
+def _kept(path: Path, wanted: dict[str, Any]) -> dict[str, float] | None:
+  """A cell's numbers from its file; None where they are of a mark read beside its middle."""
   stored, numbers = study_marks.read_kept(path)
+  if study_marks.changed(stored, wanted) == [_MIDDLE]:
+    _LOG.info("%s was measured half a pixel beside its mark and counts as not measured", path)
+    return None
   study_marks.check(path, stored, wanted, made="measured")
   return numbers

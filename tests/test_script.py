@@ -87,7 +87,7 @@ def _run_example(page, tmp_path):
 def test_the_readmes_example_runs_as_it_is_written(tmp_path):
   # Two tracks and a flow, as arrays of two numbers each, among the rest.
   said = _run_example("README.md", tmp_path)
-  assert len(re.findall(r"\[ *-?\d+\.\d* +-?\d+\.\d*\]", said)) >= 4
+  assert len(re.findall(r"\[ *-?\d+\.\d* +-?\d+\.\d* *\]", said)) >= 4
 
 
 def test_the_example_of_a_counterfactual_of_ones_own_runs_as_it_is_written(tmp_path):

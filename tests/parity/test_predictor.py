@@ -192,9 +192,10 @@ def test_the_released_size_gives_what_is_stored(cwm_goldens):
   delta = answer.image - prediction.image
   heat = jnp.sum(jnp.abs(delta), axis=-1)
   want = np.moveaxis(stored["recon_delta"], 1, -1)
-  # As exact as the predictions it is taken from, which are hundreds of times larger. The mean of so
-  # small and wide a response is less sure than its values are.
-  atol = 1e-5 * np.abs(stored["counterfactual"]).max()
+  # As exact as the predictions it is taken from, which are hundreds of times larger: ten times what
+  # the stored response differs from one in double precision, 2.2e-6 of their largest. The mean of
+  # so small and wide a response is less sure than its values are.
+  atol = 2.2e-5 * np.abs(stored["counterfactual"]).max()
   close(thinned(thinned(delta, want), want, 2), want, atol=atol)
-  close(jnp.max(heat, axis=(1, 2)), stored["occ_metric"], atol=3 * atol)
+  close(jnp.max(heat, axis=(1, 2)), stored["occ_metric"], atol=2 * atol)
   close(geometry.soft_argmax_yx(heat), stored["expec_pred_pixel_loc"], atol=0.05)
