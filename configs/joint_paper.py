@@ -7,7 +7,8 @@ weights file) and accelerators; not run by this project. Frames are 224 x 224 to
 resized for the predictor. 400 epochs of 10,000 pairs as in the release, batch 32 as in the paper,
 whose 200 epochs are of another length. `--config.flow_predictor.kind=file` goes on from the
 Psi-flow that a converted joint checkpoint holds, `--config.perturber.init=file
---config.perturber.file=FILE` from its mark.
+--config.perturber.file=FILE` from its mark. The mark is of 20 pixels, made for images of 256: with
+a predictor of 512 x 512, such as opt-cwm-512, `--config.perturber.scale=2` keeps its share.
 `:runlocal` is two steps of the same recipe with the shipped predictor and a small Psi-flow.
 """
 

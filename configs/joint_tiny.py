@@ -50,7 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
     max_objects=6,
   )
   c.data.sources.video.gap_ms = 500.0
-  c.log.update(every="20 steps", eval_every="250 steps", images_every="100 steps", eval_scenes=64)
+  # How much Psi-flow leans on the flow is to be seen while it learns to, so on fewer scenes.
+  c.log.update(every="20 steps", eval_every="100 steps", images_every="100 steps", eval_scenes=32)
   c.checkpoint.every = "250 steps"
   if arg == "large":
     c.perturber.scale = 2

@@ -190,7 +190,7 @@ def parser() -> argparse.ArgumentParser:
   where = segments.add_mutually_exclusive_group()
   where.add_argument("--at", type=values.place, metavar="X,Y", help="a point (default: the middle)")
   where.add_argument("--points", metavar="FILE", help="CSV with the header y,x or t,y,x (t is 0)")
-  shared.add_reading(segments)
+  shared.add_reading(segments, marked=False)
   shared.add_out(segments, "segments")
   segments.set_defaults(run="cwm_jax.segment_command:run")
 

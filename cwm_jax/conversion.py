@@ -119,11 +119,13 @@ def _learned_mark(
   params: dict[str, Any], config: dict[str, Any], out: str, dtype: str
 ) -> tuple[dict[str, Any], list[str]]:
   """Of a joint training's parameters the mark that was learned; the predictor has its own file."""
-  from ml_collections import ConfigDict
-
+  from cwm_jax.configs import base
   from cwm_jax.tasks import joint, joint_building
 
-  joint_building.save_mark(out, params, ConfigDict(config), dtype=dtype)
+  # A run of an earlier version lacks later keys, whose defaults do what was done before.
+  whole = base.get_config()
+  whole.update(config)
+  joint_building.save_mark(out, params, whole, dtype=dtype)
   count = _count(weights_file.flatten(params[joint.PERTURBER]))
   return {"parameters": count}, ["a learned mark, for Tracker.load(mark=...)"]
 

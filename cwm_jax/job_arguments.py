@@ -83,7 +83,7 @@ def add(commands: Any) -> None:
     dest="weights",
     metavar="FILE",
     help="weights file, release's name or another WORKDIR to start from (default: the shipped); "
-    "for a joint training the predictor it asks",
+    "for a joint training the predictor it asks, a file or name, or a joint training's WORKDIR",
   )
   train.add_argument("--steps", type=values.positive, metavar="N", help="length of the whole run")
   train.add_argument(

@@ -114,7 +114,8 @@ def train(
     videos: folder of videos, list file or one video.
     weights: what to start from: a weights file, a release's name, another run's folder; None takes
       what WORKDIR was begun with or the shipped ones for `finetune`, and what the config says for
-      others. The file that a joint training is given is the predictor it asks.
+      others. The file that a joint training is given is the predictor it asks, and a folder one of
+      its own kind.
     steps: how long to train in all; None takes the config's.
     minutes: leave after so long; the same command goes on.
     batch: pairs a step.
@@ -147,6 +148,11 @@ def train(
     elif steps is not None:
       config.optim.warmup = f"{min(50, steps // 10)} steps"
   elif weights is not None and Path(weights).is_dir():
+    if config.task == "joint" and checkpoint.read_config(weights).get("task") != "joint":
+      raise InputError(
+        f"{weights} is of no joint training: convert it first, by cwm-jax convert {weights} FILE, "
+        "and give --from that FILE, the predictor to be asked"
+      )
     config.init_from = weights
   elif weights is not None:
     # A joint training takes no step on a predictor; a file holds nothing that it could go on from.

@@ -113,12 +113,12 @@ class Progress:
   Args:
     batch_size: pairs a step.
     total_steps: length of the run.
-    flops_per_pair: model FLOPs of one trained pair.
+    flops_per_pair: model FLOPs of one trained pair, or None where they are not known.
     peak: FLOP/s of all devices, or None.
   """
 
   def __init__(
-    self, *, batch_size: int, total_steps: int, flops_per_pair: float, peak: float | None
+    self, *, batch_size: int, total_steps: int, flops_per_pair: float | None, peak: float | None
   ):
     self._batch_size, self._total_steps = batch_size, total_steps
     self._flops_per_pair, self._peak = flops_per_pair, peak
@@ -150,7 +150,7 @@ class Progress:
       rate = (step - begun) * self._batch_size / (now - clock)
       row["pairs_per_second"] = rate
       line.append(f"{rate:.0f} pairs/s" if rate >= 10 else f"{rate:.2f} pairs/s")
-      if self._peak:
+      if self._peak and self._flops_per_pair is not None:
         row["flops_utilisation"] = rate * self._flops_per_pair / self._peak
         line.append(f"MFU {100 * row['flops_utilisation']:.1f} %")
       left = (self._total_steps - step) * self._batch_size / rate

@@ -25,24 +25,27 @@ def add_command(
 
 
 def add_reading(
-  parser: argparse.ArgumentParser, *, masks: int = 10, adaptive: bool = False
+  parser: argparse.ArgumentParser, *, masks: int = 10, adaptive: bool = False, marked: bool = True
 ) -> None:
-  """Adds the options of every command that reads motion.
+  """Adds the options of every command that asks a predictor.
 
   Args:
     masks: the default.
     adaptive: whether the command can let each point choose its masks.
+    marked: whether the command marks points and reads where they went; else there is no mark and no
+      read-out to choose.
   """
   parser.add_argument(
     "--weights",
     metavar="FILE",
     help="weights file, or a release's name such as opt-cwm-512 (default: the one that is shipped)",
   )
-  parser.add_argument(
-    "--mark",
-    metavar="FILE",
-    help="a mark that a joint training learned (default: the one that the weights recommend)",
-  )
+  if marked:
+    parser.add_argument(
+      "--mark",
+      metavar="FILE",
+      help="a mark that a joint training learned (default: the one that the weights recommend)",
+    )
   parser.add_argument(
     "--masks",
     type=values.masks if adaptive else values.positive,
@@ -53,12 +56,15 @@ def add_reading(
       "; 'adaptive': each point chooses, and stops when its answer is settled" if adaptive else ""
     ),
   )
-  parser.add_argument(
-    "--readout",
-    choices=("argmax", "soft", "window"),
-    default="window",
-    help="how the response is read; window goes below a pixel (default: window)",
-  )
+  if marked:
+    parser.add_argument(
+      "--readout",
+      choices=("argmax", "soft", "window"),
+      default="window",
+      help="how the response is read; window goes below a pixel (default: window)",
+    )
+  else:
+    parser.set_defaults(mark=None, readout="window")
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
 
 

@@ -34,10 +34,12 @@ LEARNED = {"learned": "plain", "learned_white": "white"}
 # What decides a training; a digest of the predictor's weights goes with it.
 _SECTIONS = ("total", "seed", "init_from", "perturber", "joint", "flow_predictor", "optim", "data")
 # Of these, what says only where files lie, or how it runs. How the perturber begins is in the
-# mark's name.
-_FREE = re.compile(rf"{checkpoint.HOW_IT_RUNS}|joint\.weights|perturber\.(init|file)")
+# mark's name. Cells of before told their clips by a path alone.
+_FREE = re.compile(rf"{checkpoint.HOW_IT_RUNS}|joint\.weights|perturber\.(init|file)|tapvid")
 # Notes of before these were noted say nothing about them.
-_LATER = ("init_from", "data", "mark")
+_LATER = ("init_from", "data", "mark", "clips")
+# In a training's folder: the SHA-256 of the predictor that it was begun with.
+_PREDICTOR = "predictor.sha256"
 
 
 def settings(config: Any, *, weights_sha256: str) -> dict[str, Any]:
@@ -129,7 +131,9 @@ def learned(
     else:
       check(path, note, wanted, made="trained")
     return path
-  done = train.run(job, _folder(workdir, name, seed))
+  folder = _folder(workdir, name, seed)
+  _follow_predictor(folder, job, weights_sha256)
+  done = train.run(job, folder)
   if not done.finished:
     return None
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +234,32 @@ def _job(config: Any, name: str, seed: int) -> ConfigDict:
   job.data.sources.scenes.first_seed += 10_000_000 * seed
   job.lock()
   return job
+
+
+def _follow_predictor(folder: Path, job: ConfigDict, weights_sha256: str) -> None:
+  """Has a training that goes on know where its predictor lies now, if that is still the same one.
+
+  Raises:
+    InputError: it is another one.
+  """
+  begun, note = checkpoint.begun_with(folder), folder / _PREDICTOR
+  if begun is None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_files.writing(note) as partial:
+      partial.write_text(weights_sha256)
+    return
+  lay = begun["joint"]["weights"]
+  if note.is_file():
+    first = note.read_text()
+  elif Path(lay).is_file():
+    first = whole_files.sha256(lay)
+  else:
+    return
+  if first != weights_sha256:
+    raise InputError(f"{folder} was begun with another predictor; take another --workdir")
+  if lay != job.joint.weights:
+    begun["joint"]["weights"] = job.joint.weights
+    whole_files.write_json(folder / checkpoint.CONFIG, begun)
 
 
 def _folder(workdir: Path, name: str, seed: int) -> Path:

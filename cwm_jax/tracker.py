@@ -84,7 +84,7 @@ class Tracker:
     if h % patch or w % patch:
       raise InputError(f"an image of {h} x {w} does not divide into patches of {patch} pixels")
     if mark is None:
-      mark = perturb.Square(size=max(1, patch // 2))
+      mark = perturb.default(patch)
     elif isinstance(mark, Mapping):
       mark = perturb.build(mark)
     rule = adaptive.Rule() if num_masks == "adaptive" else num_masks

@@ -160,7 +160,8 @@ def _train(config: Any, workdir: Path, stack: contextlib.ExitStack) -> Outcome:
   meter = progress.Progress(
     batch_size=batch_size,
     total_steps=total,
-    flops_per_pair=_flops_per_pair(task, wanted.params, key),
+    # What is frozen goes backward in part or not at all; how much of it, a loss does not tell.
+    flops_per_pair=None if config.optim.freeze else _flops_per_pair(task, wanted.params, key),
     peak=progress.peak_flops(config.log.peak_tflops),
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(wanted.params))

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from cwm_jax import whole_files
 from cwm_jax.types import InputError
 
 # The wheel of the Middlebury flow benchmark: steps from each primary colour to the next.
@@ -243,16 +244,20 @@ def page(
 
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"]) -> Path:
-  """Writes a PNG.
+  """Writes a PNG, whole or not at all.
 
   Raises:
-    InputError: the path cannot be written.
+    InputError: the path cannot be written; its cause is the system's error.
   """
+  path = Path(path)
   try:
-    Image.fromarray(image).save(path, format="PNG")
+    with whole_files.writing(path) as partial:
+      Image.fromarray(image).save(partial, format="PNG")
   except OSError as error:
-    raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-  return Path(path)
+    reason = error.strerror or error
+    cause = OSError(error.errno, reason, os.fspath(path))
+    raise InputError(f"cannot write {path}: {reason}") from cause
+  return path
 
 
 def partial_path(path: Path) -> Path:

@@ -105,9 +105,13 @@ def telling(folder: Path) -> Iterator[None]:
   """
   try:
     yield
-  except OSError as error:
-    elsewhere = error.filename and not _lies_in(folder, error.filename)
-    if error.errno not in _UNWRITABLE or elsewhere:
+  except (OSError, InputError) as told:
+    # Weights and pictures that cannot be written have a sentence of their own, and name the file.
+    error = told if isinstance(told, OSError) else told.__cause__
+    if not isinstance(error, OSError) or error.errno not in _UNWRITABLE:
+      raise
+    ours = _lies_in(folder, error.filename) if error.filename else error is told
+    if not ours:
       raise
     raise SaveError(
       f"workdir {folder} can no longer be written ({error.strerror}): make room or mend the disk, "

@@ -13,6 +13,12 @@ from jaxtyping import install_import_hook
 # The same numbers and no fight over a GPU's memory on every machine; set it to test on another.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Help is wrapped to the terminal, whichever the tests are started from.
+os.environ["COLUMNS"] = "80"
+# Servers of the tests are asked directly where the machine has a proxy.
+_others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{_others},127.0.0.1,localhost".lstrip(",")
+
 # Must come before the first import of the package: annotations are checked from then on.
 install_import_hook("cwm_jax", "typechecker.check")
 
@@ -30,7 +36,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from cwm_jax import checkpoint, schedule, tasks
-from cwm_jax.configs import base, joint_tiny, pretrain_paper, pretrain_sizes, pretrain_tiny
+from cwm_jax import checkpoint, schedule, study_marks, tasks
+from cwm_jax.configs import (
+  base,
+  joint_paper,
+  joint_tiny,
+  opt_cwm,
+  pretrain_paper,
+  pretrain_sizes,
+  pretrain_tiny,
+)
 from cwm_jax.pretrained import weights
 from cwm_jax.types import InputError
 
@@ -68,6 +76,23 @@ def test_the_release_s_joint_training_builds_its_task_of_the_release_s_parts():
   whole = load("joint_paper", "")
   assert whole.optim.b2 == 0.999 and whole.data.sources.video.gap_ms == 500.0
   assert schedule.to_steps(whole.total, batch_size=32, epoch_examples=10_000) == 125_000
+  # A mark grows with the predictor only by the key that its header names.
+  assert whole.perturber.scale == opt_cwm.MARK_SCALES["opt-cwm-256"]
+  grown = opt_cwm.MARK_SCALES["opt-cwm-512"]
+  assert f"such as opt-cwm-512, `--config.perturber.scale={grown}`" in joint_paper.__doc__
+
+
+def test_a_joint_training_is_asked_about_its_flow_before_its_end_and_the_study_s_are_not():
+  tiny, study = (load(name, "") for name in ("joint_tiny", "study_interventions"))
+  total, every, saved = (
+    schedule.to_steps(text, batch_size=tiny.data.batch_size)
+    for text in (tiny.total, tiny.log.eval_every, study.log.eval_every)
+  )
+  assert 0 < every <= total // 2 and tiny.log.eval_scenes > 0
+  assert saved == study.log.eval_scenes == 0
+  # Which leaves a study's trainings those of before.
+  notes = [study_marks.settings(config, weights_sha256="") for config in (tiny, study)]
+  assert study_marks.changed(*notes) == []
 
 
 def test_the_student_s_upper_line_differs_in_who_tells_it_and_in_nothing_else():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import partial
 
 import pytest
 import tiny_job
 
-from cwm_jax import arguments
+from cwm_jax import arguments, jobs, optim, schedule
 from cwm_jax.configs import base
 
 PAGES = [
@@ -62,6 +63,26 @@ def test_every_command_on_a_page_is_one(path, capsys):
       for part in key.split("."):
         assert part in section, line
         section = section[part]
+
+
+def test_a_training_of_a_length_that_a_page_sets_has_a_learning_rate():
+  lines = [line for path in PAGES for line in commands(text(path))]
+  lines = [line for line in lines if "--config.total=" in line]
+  for line in lines:
+    keys = [word[9:] for word in shlex.split(line) if word.startswith("--config.")]
+    named = re.search(r"\bconfigs/(\w+)\.py((?::\w+)?)", line)
+    config = jobs.load_config("".join(named.groups())) if named else base.get_config()
+    jobs.set_keys(config, [key for key in keys if re.match(r"total=|optim\.", key)])
+    steps = partial(schedule.to_steps, batch_size=config.data.batch_size, epoch_examples=1000)
+    o = config.optim
+    rate = optim.learning_rate(
+      peak=o.peak_lr,
+      warmup_steps=steps(o.warmup),
+      total_steps=steps(config.total),
+      schedule=o.schedule,
+    )
+    assert rate(0) > 0, line
+  assert len(lines) > 1
 
 
 def test_the_pages_are_read_whole():

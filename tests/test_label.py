@@ -37,7 +37,8 @@ def test_each_pair_of_the_source_is_there_once_with_points_on_pixel_centres(whol
   )
   batch = {f"scene/{name}": value[None] for name, value in scene.items()}
   drawn = rendering.render_batch(jax.tree.map(np.asarray, batch), size_hw=(16, 16)).frames[0]
-  np.testing.assert_allclose(found[7]["pair"], np.asarray(drawn) * 255, atol=1.0)
+  # Of two programs; a few of the pixels may fall to the other side of an edge.
+  assert np.mean(np.abs(found[7]["pair"] - np.asarray(drawn) * 255) > 1) < 0.01
   for record in found:
     assert record["points_xy"].shape == (3, 2)
     np.testing.assert_array_equal(record["points_xy"] % 1, 0.5)

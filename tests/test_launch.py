@@ -8,11 +8,12 @@ import shlex
 import subprocess
 import sys
 
+import launch_scripts
 import pytest
 import tiny_job
 import yaml
 
-LAUNCH = tiny_job.ROOT / "launch"
+LAUNCH = launch_scripts.LAUNCH
 WORKDIR = "/runs/my w"
 KEY = "--config.data.sources.video.paths=/a b"
 
@@ -21,7 +22,11 @@ def dry(script, *arguments, **variables):
   """The lines that a script prints instead of running them."""
   asked = ["bash", str(LAUNCH / script), "--dry-run", *arguments]
   done = subprocess.run(
-    asked, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60
+    asked,
+    env=launch_scripts.environment(**variables),
+    capture_output=True,
+    text=True,
+    timeout=60,
   )
   assert done.returncode == 0, done.stderr
   return done.stdout
@@ -47,6 +52,48 @@ def test_a_bucket_is_refused_as_a_workdir_before_anything_is_started(script):
   assert (done.returncode, done.stdout) == (2, "")
   [line] = done.stderr.splitlines()
   assert "gs://bucket/run" in line and "gcsfuse" in line and "MOUNT" in line
+
+
+@pytest.mark.parametrize("first", [[], ["--config.study.scenes=5"], ["--dry-run", "w"]])
+def test_a_study_without_a_workdir_says_how_to_call_it(tmp_path, first):
+  done, asked = study(tmp_path, *first)
+  assert (done.returncode, asked) == (2, [])
+  assert done.stderr.startswith("usage: bash launch/study WORKDIR [--config.key=value")
+
+
+def test_a_study_has_its_workdir_the_clips_and_keys(tmp_path):
+  done, asked = study(
+    tmp_path, "my w", "--config.study.scenes=5", CWM_DATA="/d", ARGUMENT="runlocal"
+  )
+  assert done.returncode == 0, done.stderr
+  assert asked[:2] == ["-m", "cwm_jax.main"] and asked[-1] == "--config.study.scenes=5"
+  assert "study_interventions.py:runlocal" in asked[3] and asked[4:6] == ["--workdir", "my w"]
+  assert asked[6] == "--config.study.tapvid=/d/tapvid_davis"
+  # Without data there are no clips.
+  assert "--config.study.tapvid=" in study(tmp_path, "w", CWM_DATA="", ARGUMENT="")[1]
+
+
+def study(root, *arguments, **variables):
+  """How launch/study ended, and what it asks a stand-in of Python."""
+  (root / "launch").mkdir(exist_ok=True)
+  (root / "launch" / "study").write_text((LAUNCH / "study").read_text())
+  # Nothing is to be installed.
+  (root / "launch" / "setup").write_text(
+    'cd "$(dirname "${BASH_SOURCE[0]}")/.."\ninstall() { :; }\n'
+  )
+  python = root / ".venv" / "bin" / "python"
+  python.parent.mkdir(parents=True, exist_ok=True)
+  python.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > "$ASKED"\n')
+  python.chmod(0o755)
+  asked = root / "asked"
+  done = subprocess.run(
+    ["bash", str(root / "launch" / "study"), *arguments],
+    env=launch_scripts.environment(**variables, ASKED=str(asked)),
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  return done, asked.read_text().splitlines() if asked.exists() else []
 
 
 def test_gpu_runs_one_process_with_flags_that_hide_communication():

@@ -10,11 +10,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import launch_scripts
 import pytest
-import tiny_job
 import yaml
 
-LAUNCH = tiny_job.ROOT / "launch"
+LAUNCH = launch_scripts.LAUNCH
 JOB = ("configs/some.py", "/runs/my w")
 
 
@@ -48,9 +48,9 @@ def words(log):
 
 
 def environment(folder=None, **variables):
-  """This environment with a folder's programs before all others."""
+  """The scripts' environment with a folder's programs before all others."""
   path = f"{folder}{os.pathsep}{os.environ['PATH']}" if folder else os.environ["PATH"]
-  return {**os.environ, "PAUSE_S": "0", **variables, "PATH": path}
+  return launch_scripts.environment(**{"PAUSE_S": "0", **variables, "PATH": path})
 
 
 def run(asked, **ways):

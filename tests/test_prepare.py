@@ -72,7 +72,7 @@ def test_each_shard_tells_how_long_the_rest_will_take(caplog, monkeypatch):
   # One of four was there before.
   left = [prepare._Shard("", i, "", [], HOW, frozenset()) for i in (1, 2, 3)]
   prepare._write_all(left, 0, done=1, count=4)
-  assert caplog.messages == [
+  assert [record.message for record in caplog.records if record.name == "cwm_jax.prepare"] == [
     "shard 2 of 4: 5 clips, 0.5 clips/s  eta 0:20",
     "shard 3 of 4: 5 clips, 0.5 clips/s  eta 0:10",
     "shard 4 of 4: 5 clips, 0.5 clips/s  eta 0:00",

@@ -86,6 +86,16 @@ def test_a_row_averages_since_the_last_one_and_leaves_pauses_out(monkeypatch):
   assert row["flops_utilisation"] == pytest.approx(2 * 50 / 1000)
 
 
+def test_a_row_tells_no_utilisation_where_the_flops_are_not_known(monkeypatch):
+  clock = iter([100.0, 110.0])
+  monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+  meter = progress.Progress(batch_size=4, total_steps=100, flops_per_pair=None, peak=1000.0)
+  for step in (1, 2):
+    meter.add(step, {"loss": 1.0})
+  row = meter.row(2)
+  assert row["pairs_per_second"] == pytest.approx(4 / 10) and "flops_utilisation" not in row
+
+
 @pytest.mark.parametrize("seconds, text", [(65.4, "1:05"), (3 * 3600 + 61, "3:01:01")])
 def test_times_read_as_clocks(seconds, text):
   assert progress.format_seconds(seconds) == text

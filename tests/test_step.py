@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_job
 
@@ -72,10 +73,15 @@ def test_micro_batches_give_the_full_batch_s_numbers(parts, pair, history):
   cut, cut_metrics = two_steps(parts, pair, accumulate=4)[2]
   for name, value in whole_metrics.items():
     np.testing.assert_allclose(cut_metrics[name], value, rtol=1e-4, err_msg=name)
+  # Adam's mean gradient, in which an error is as small as in the gradients themselves.
+  gradients = [optax.tree.get(state.opt_state, "mu") for state in (whole, cut)]
+  assert jax.tree.leaves(gradients[0])
+  for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max() + 1e-9)
   gap = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), whole.params, cut.params)
   # Adam divides by the gradient's own size, so a parameter with a gradient of almost nothing may
-  # move by as much as its float error says: a small share of the rate, 1e-3.
-  assert max(jax.tree.leaves(gap)) < 2e-5
+  # move by as much as its float error says: a share of the rate, 1e-3.
+  assert max(jax.tree.leaves(gap)) < 2e-4
 
 
 def test_the_average_follows_the_parameters_with_a_decay_that_starts_low(history):

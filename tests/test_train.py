@@ -52,6 +52,7 @@ def finished(tmp_path_factory):
     "log.eval_masks": 1,
     "log.eval_every": "100 steps",
     "log.images_every": "2 steps",
+    "log.peak_tflops": 1.0,
     "profile_steps": 1,
   }
   return workdir, train.train(job(**changes), workdir)
@@ -62,6 +63,7 @@ def test_a_run_leaves_rows_pictures_a_config_a_trace_and_its_last_state(finished
   rows = tiny_job.rows(workdir)
   assert [row["step"] for row in rows] == [1, 2, 3]
   assert {"loss", "copy_loss", "grad_norm", "learning_rate", "compilations"} <= rows[0].keys()
+  assert rows[2]["flops_utilisation"] > 0
   assert "eval/shifts/median" in rows[2] and "eval/shifts/median" not in rows[1]
   pictures = sorted(path.name for path in (workdir / "pictures").iterdir())
   assert pictures == [

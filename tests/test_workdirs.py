@@ -16,9 +16,10 @@ import pytest
 import tiny_clips
 import tiny_job
 
-from cwm_jax import cli, evaluate, label, prepare, study, train, whole_files, workdirs
+from cwm_jax import cli, evaluate, label, prepare, study, train, viz, whole_files, workdirs
 from cwm_jax.configs import base, eval_tapvid
 from cwm_jax.data import clips, labels
+from cwm_jax.pretrained import weights
 from cwm_jax.types import InputError, SaveError
 
 
@@ -46,6 +47,16 @@ def _label(workdir):
 
 def _train(workdir):
   return train.run(tiny_job.get_config(), workdir)
+
+
+def _write_mark(workdir):
+  with workdirs.telling(workdir):
+    weights.write(workdir / "mark.safetensors", {"a": np.zeros(2)}, {})
+
+
+def _draw(workdir):
+  with workdirs.telling(workdir):
+    viz.write_png(workdir / "study.png", np.zeros((2, 2, 3), np.uint8))
 
 
 @pytest.fixture
@@ -110,7 +121,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(job):
     job("/proc")
 
 
-@pytest.mark.parametrize("job", [_train, _evaluate, _label])
+@pytest.mark.parametrize("job", [_train, _evaluate, _label, _write_mark, _draw])
 def test_a_disk_without_room_is_a_sentence_in_every_job(job, tmp_path, monkeypatch):
   def full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")

@@ -111,8 +111,20 @@ class GaussianMark:
   on_pixel: bool = True
   reach: float = 1.0
   reads_token: ClassVar[bool] = True
-  # An even grid's is its corner, but the flow that it is trained by counts from the centre.
-  middle: ClassVar[float] = 0.5
+
+  @property
+  def middle(self) -> float:
+    """Where in the query's pixel the flow counts from, see `perturb.middle`.
+
+    It is where the mark's middle lies; but of an even grid, as the release's is, the pixel's
+    centre, from which the flow that its marks were trained by was counted.
+    """
+    return 0.5 if self._is_centred or not self.size % 2 else 0.0
+
+  @property
+  def _is_centred(self) -> bool:
+    """Whether the mark's middle is its pixel's centre and not its corner, see `add_at`."""
+    return self.size * self.scale % 2 == 1
 
   def __call__(
     self,
@@ -133,7 +145,7 @@ class GaussianMark:
     pixel_yx = geometry.point_to_index_yx(point_xy, frame1.shape[:2])
     if not self.on_pixel:
       # From the grid's middle, see `add_at`, in pixels of the grid.
-      middle = 0.5 if self.size * self.scale % 2 else 0.0
+      middle = 0.5 if self._is_centred else 0.0
       inside_yx = (point_xy[::-1] - middle - pixel_yx) / self.scale
       # In steps of the mark's grid, of which there are size - 1 for `size` pixels.
       inside_yx = inside_yx * self.size / (self.size - 1)

@@ -101,6 +101,11 @@ class WhiteGaussian:
     return (frame1 + bump[..., None]).astype(frame1.dtype)
 
 
+def default(patch: int) -> Square:
+  """The mark where nothing says another: a red square, half as wide as the predictor's patches."""
+  return Square(size=max(1, patch // 2))
+
+
 def additive(mark_fn: Callable[[Array | None, Array], Array]) -> Mark:
   """The mark that adds `mark_fn(token, point_xy) -> [h, w, 3]` to the normalised frame 1."""
 

@@ -18,7 +18,7 @@ from cwm_jax.data import npz
 from cwm_jax.data.images import natural_key, read_frames, shown
 from cwm_jax.types import InputError
 
-_POINTS, _VIDEO = "points.npz", "video"
+POINTS, VIDEO = "points.npz", "video"
 
 
 class TapVidClip(NamedTuple):
@@ -67,12 +67,12 @@ def list_clips(root: str | os.PathLike[str]) -> list[str]:
   Raises:
     InputError: there is none.
   """
-  if os.path.isfile(os.path.join(root, _POINTS)):
+  if os.path.isfile(os.path.join(root, POINTS)):
     return [os.fspath(root)]
   names = sorted(os.listdir(root), key=natural_key) if os.path.isdir(root) else []
-  found = [os.path.join(root, n) for n in names if os.path.isfile(os.path.join(root, n, _POINTS))]
+  found = [os.path.join(root, n) for n in names if os.path.isfile(os.path.join(root, n, POINTS))]
   if not found:
-    raise InputError(f"{shown(root)} holds no clips (folders with {_POINTS} and {_VIDEO}/)")
+    raise InputError(f"{shown(root)} holds no clips (folders with {POINTS} and {VIDEO}/)")
   return found
 
 
@@ -82,9 +82,9 @@ def read_clip(folder: str | os.PathLike[str]) -> TapVidClip:
   Raises:
     InputError: something is missing, damaged, or does not fit together.
   """
-  path = os.path.join(folder, _POINTS)
+  path = os.path.join(folder, POINTS)
   points_xy, occluded, hw = read_points(path)
-  video = read_frames(os.path.join(folder, _VIDEO))
+  video = read_frames(os.path.join(folder, VIDEO))
   if video.shape[:3] != (points_xy.shape[1], *hw):
     raise InputError(
       f"{shown(path)} is about {points_xy.shape[1]} frames of {hw[1]}x{hw[0]}, the folder holds "

@@ -20,6 +20,7 @@ of DAVIS's, because its script takes that off, and every published number is mea
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import threading
@@ -33,9 +34,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from cwm_jax import geometry
-from cwm_jax.data.images import MAX_PIXELS, natural_key, shown
-from cwm_jax.data.tapvid import ClipFolders, ClipSource, TapVidClip
+from cwm_jax import geometry, whole_files
+from cwm_jax.data.images import MAX_PIXELS, list_images, natural_key, shown
+from cwm_jax.data.tapvid import POINTS, VIDEO, ClipFolders, ClipSource, TapVidClip, list_clips
 from cwm_jax.data.unpickle import load_pickle
 from cwm_jax.types import InputError
 
@@ -90,9 +91,34 @@ def open_clips(path: str | os.PathLike[str]) -> ClipSource:
   Raises:
     InputError: there are none.
   """
-  if os.path.isfile(path) or (os.path.isdir(path) and any(Path(path).glob(f"*{_SUFFIX}"))):
-    return PickledClips(path)
-  return ClipFolders(path)
+  return PickledClips(path) if _is_pickled(path) else ClipFolders(path)
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+  """Tells the clips at `path` from others: SHA-256 of annotations, names and sizes of frames.
+
+  Where they lie is no part of it.
+
+  Raises:
+    InputError: there are none, or annotations cannot be read.
+  """
+  found = hashlib.sha256()
+  try:
+    for shard in _shards(path) if _is_pickled(path) else ():
+      found.update(whole_files.sha256(shard).encode())
+    for folder in () if _is_pickled(path) else list_clips(path):
+      found.update(whole_files.sha256(os.path.join(folder, POINTS)).encode())
+      video = os.path.join(folder, VIDEO)
+      # A clip without frames is left out by whoever reads it.
+      for frame in list_images(video) if os.path.isdir(video) else ():
+        found.update(f"{os.path.basename(frame)} {os.path.getsize(frame)}".encode())
+  except OSError as error:
+    raise InputError(f"{shown(path)} cannot be read: {error.strerror}") from None
+  return found.hexdigest()
+
+
+def _is_pickled(path: str | os.PathLike[str]) -> bool:
+  return os.path.isfile(path) or (os.path.isdir(path) and any(Path(path).glob(f"*{_SUFFIX}")))
 
 
 def read_entry(entry: Any, name: str, *, where: str) -> TapVidClip:

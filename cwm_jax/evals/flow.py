@@ -9,11 +9,14 @@ another pair.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cwm_jax import whole_files
 from cwm_jax.data import flowfiles
 from cwm_jax.evals import scenes, spread
 from cwm_jax.evals.tapvid_metrics import THRESHOLDS, to_raster
@@ -21,7 +24,7 @@ from cwm_jax.types import InputError
 
 # At 256 x 256; below it a point counts as standing still.
 MOVING = 1.0
-_LENGTH = "length"
+_LENGTH, _ORIGIN = "length", "origin"
 
 
 class FlowQuestions(NamedTuple):
@@ -42,16 +45,28 @@ class FlowQuestions(NamedTuple):
 class FlowEvaluator:
   """Asks a tracker about points of frame pairs; several processes share the groups out."""
 
-  def __init__(self, trackers: Any, questions: Sequence[FlowQuestions], *, honesty: bool = True):
+  def __init__(
+    self,
+    trackers: Any,
+    questions: Sequence[FlowQuestions],
+    *,
+    honesty: bool = True,
+    kept: Path | None = None,
+    origin: str = "",
+  ):
     """
     Args:
       trackers: anything with `pairs` as `cwm_jax.tracker.Tracker` has it, or a list of such, one
         for every worker.
       questions: groups of pairs, the same on every process.
       honesty: also ask with frame 2 taken from another pair of the group (of two and more).
+      kept: folder for one .npz of distances a group; those that are there, and of the same origin,
+        are not asked for again.
+      origin: tells who is asked what and how, such as a hash of all settings.
     """
     self._trackers = trackers if isinstance(trackers, list | tuple) else [trackers]
     self._questions, self._honesty = questions, honesty
+    self._kept, self._origin = kept, origin
 
   def run(self) -> Iterator[tuple[str, float]]:
     """Yields, over all groups together:
@@ -65,7 +80,7 @@ class FlowEvaluator:
     """
     count = len(self._questions)
     mine = spread.my_share(count)
-    done = spread.work_through(self._distances, mine, self._trackers)
+    done = spread.work_through(self._known_or_asked, mine, self._trackers)
     done = spread.logged(done, total=len(mine), unit="groups of pairs")
     found = spread.gather({index: spread.pack(parts) for index, parts in done}, count)
     groups = [spread.unpack(found[index]) for index in range(count)]
@@ -83,6 +98,23 @@ class FlowEvaluator:
         yield from _summarise("moving/" + name, distances[name][moves])
       yield from _ratio("moving/", {name: distances[name][moves] for name in ("", "zero/")})
     yield "num_points", float(moves.size)
+
+  def _known_or_asked(self, tracker: Any, index: int) -> dict[str, np.ndarray]:
+    """`_distances`, kept."""
+    if self._kept is None:
+      return self._distances(tracker, index)
+    path = self._kept / f"{index:03d}.npz"
+    try:
+      found = spread.unpack(path.read_bytes())
+      if str(found.pop(_ORIGIN)) == self._origin:
+        return found
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+      pass
+    found = self._distances(tracker, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_files.writing(path) as partial:
+      partial.write_bytes(spread.pack({**found, _ORIGIN: np.array(self._origin)}))
+    return found
 
   def _distances(self, tracker: Any, index: int) -> dict[str, np.ndarray]:
     """{whose guess: pixels it is off, of each visible point} of a group; _LENGTH: of the motion."""

@@ -12,7 +12,14 @@ from typing import Any
 from cwm_jax import whole_files
 from cwm_jax.counterfactual import perturb
 from cwm_jax.evals import spread, trackers
-from cwm_jax.pretrained import flow_networks, releases, sections, weights
+from cwm_jax.pretrained import (
+  flow_networks,
+  learned_marks,
+  mark_files,
+  releases,
+  sections,
+  weights,
+)
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import InputError
 
@@ -124,23 +131,28 @@ def origin(name: str, settings: Any) -> str:
 
 
 def _read_from_a_corner(path: Path, settings: Any) -> bool:
-  """Whether places are counted from a mark's middle that is no pixel's centre: an even square's.
+  """Whether places are counted from a mark's middle that is no pixel's centre.
 
-  Versions of before counted them from the centre, half a pixel beside; what is kept of theirs is
-  not to be mixed with what is answered now.
+  It is an even square's, or that of a learned mark of an odd grid that is enlarged evenly. Versions
+  of before counted them from the centre, half a pixel beside; what is kept of theirs is not to be
+  mixed with what is answered now.
   """
   try:
     config = weights.read_header(path).config
+    bare = settings.readout == "argmax" or settings.tracker_protocol == "release"
+    if bare or flow_networks.is_flow_network(config):
+      return False
+    described = {"mark": _mark(settings.mark) or sections.section(config, "mark")}
+    if isinstance(described["mark"], str):
+      _, described = mark_files.read(described["mark"], model=config["model"])
+    if learned_marks.is_learned(described):
+      mark = learned_marks.build(described, params=None)
+    else:
+      patch = config["model"]["patch"]
+      mark = perturb.build(described["mark"]) if described["mark"] else perturb.default(patch)
   except InputError:  # no tracker is built of it, which says so better
     return False
-  bare = settings.readout == "argmax" or settings.tracker_protocol == "release"
-  if bare or flow_networks.is_flow_network(config):
-    return False
-  own = {"kind": "square", "size": max(1, config["model"]["patch"] // 2)}
-  mark = _mark(settings.mark) or sections.section(config, "mark") or own
-  if isinstance(mark, str) or mark["kind"] != "square":
-    return False
-  return perturb.middle(perturb.build(mark)) != 0.5
+  return perturb.middle(mark) not in (None, 0.5)
 
 
 def manner(name: str, settings: Any) -> str:

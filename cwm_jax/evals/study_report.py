@@ -6,7 +6,7 @@ And of the trainings behind the learned marks, how much Psi-flow leans on the fl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,20 @@ def markdown(cells: Cells, *, marks: Sequence[str], masks: Sequence[int]) -> str
         paper = " / ".join(f"{v:g}" for v in PAPER.get((mark, count), ())) or "-"
         rows.append([_TITLES[mark], f"MM-{count}", str(len(chosen)), *values, paper])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    told = [f"- {line}" for line in trends(cells, data)]
+    told = [f"- {line}" for line in (*trends(cells, data), *_clips_left_out(cells, data))]
     parts.append("\n".join([f"## {_DATA[data]}", "", *lines, "", *told]))
   return "\n\n".join(parts) + "\n"
+
+
+def _clips_left_out(cells: Cells, data: str) -> Iterator[str]:
+  """A sentence for each cell that lacks clips, for it stands beside cells of all clips."""
+  for (mark, count, where, seed), numbers in cells.items():
+    if where == data and (lost := numbers.get("num_skipped")):
+      used = numbers["num_clips"]
+      yield (
+        f"{_TITLES[mark]} at MM-{count}, seed {seed}, is of {used:.0f} of {used + lost:.0f} clips: "
+        "the others could not be read"
+      )
 
 
 def bottleneck(numbers: Mapping[tuple[str, int], Mapping[str, float]]) -> str:

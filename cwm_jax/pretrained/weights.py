@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from cwm_jax import whole_files
 from cwm_jax.pretrained import flow_networks, flow_predictors, learned_marks, sections
 from cwm_jax.pretrained.merge import check_names
 from cwm_jax.pretrained.safetensors_file import FLOATS, TensorInfo, read_arrays, read_table
@@ -103,23 +105,25 @@ def write(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict
   """Writes a safetensors file, whole or not at all.
 
   Raises:
-    InputError: a path that cannot be written.
+    InputError: a path that cannot be written; its cause is the system's error.
   """
   from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
   path = Path(path)
-  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
   try:
-    partial.touch()  # tells in the system's words why it cannot be written
-    mode = partial.stat().st_mode
-    save_file(arrays, partial, metadata)
-    partial.chmod(mode)  # the library makes files that nobody else may read
-    os.replace(partial, path)
+    with whole_files.writing(path) as partial:
+      partial.touch()  # tells in the system's words why it cannot be written
+      mode = partial.stat().st_mode
+      save_file(arrays, partial, metadata)
+      partial.chmod(mode)  # the library makes files that nobody else may read
   except (OSError, SafetensorError) as error:
-    partial.unlink(missing_ok=True)
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    raise InputError(f"cannot write weights to {path}: {reason}") from None
+    # The library tells the system's errors by their number in a text of its own.
+    told = re.search(r"os error (\d+)", str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    reason = os.strerror(number) if number else " ".join(str(error).split())
+    cause = OSError(number, reason, os.fspath(path)) if number else error
+    raise InputError(f"cannot write weights to {path}: {reason}") from cause
   return path
 
 

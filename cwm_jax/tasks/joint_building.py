@@ -15,7 +15,14 @@ import numpy as np
 from cwm_jax import models, tasks
 from cwm_jax.counterfactual import perturb
 from cwm_jax.models.perturber import INITS, Perturber
-from cwm_jax.pretrained import learned_marks, mark_files, releases, weights
+from cwm_jax.pretrained import (
+  flow_networks,
+  learned_marks,
+  mark_files,
+  releases,
+  sections,
+  weights,
+)
 from cwm_jax.tasks import bottleneck, joint, readout
 from cwm_jax.types import FramePair, InputError
 
@@ -24,6 +31,8 @@ _LOG = logging.getLogger(__name__)
 # The paper's mark: 20 pixels of an image of 256.
 _MARK_SHARE = 20 / 256
 _GEOMETRY = ("size", "scale", "on_pixel", "reach")
+# What the `flow_predictor` section says of a Psi-flow whose sizes a file tells.
+_RUNNING = ("dtype", "attention_impl", "remat")
 
 
 def build(config: Any) -> joint.Joint:
@@ -42,7 +51,7 @@ def build(config: Any) -> joint.Joint:
   image_hw = tuple(settings.image_hw) or predictor_hw
   try:
     predictor = models.build(model)
-    flow_predictor, begun = _flow_predictor(config.flow_predictor, model, params, path)
+    flow_predictor, begun = _flow_predictor(config.flow_predictor, stored, params, path)
   except (ValueError, TypeError, ZeroDivisionError) as error:
     raise InputError(f"config.joint or config.flow_predictor cannot be built: {error}") from None
   perturber, given, geometry = _perturber(config.perturber, model)
@@ -78,9 +87,16 @@ def build(config: Any) -> joint.Joint:
 
 
 def predictor_file(named: str) -> tuple[Path, dict[str, Any]]:
-  """The file of the frozen predictor (`joint.weights`, "" being the shipped one) and its config."""
+  """The file of the frozen predictor (`joint.weights`, "" being the shipped one) and its config.
+
+  Raises:
+    InputError: no such file, or it holds no predictor.
+  """
   path = releases.locate(named) if named else weights.shipped()
-  return path, weights.read_header(path).config
+  config = weights.read_header(path).config
+  if flow_networks.is_flow_network(config):
+    raise InputError(f"{path} holds a flow network; name by joint.weights a predictor's file")
+  return path, config
 
 
 def save_mark(
@@ -137,6 +153,8 @@ def _perturber(
   if section.init not in (*INITS, "file"):
     raise InputError(f"perturber.init is {section.init!r}; choose one of {', '.join(INITS)}, file")
   if section.init != "file":
+    if not 0 <= section.reach <= 1:
+      raise InputError(f"perturber.reach is {section.reach}; give a share from 0 to 1")
     geometry = {name: section[name] for name in _GEOMETRY}
     geometry["size"] = mark_size(section, tuple(model["image_hw"]))
     return Perturber(hidden_width=section.hidden_width, init_kind=section.init), {}, geometry
@@ -161,17 +179,29 @@ def _tell_overruled(section: Any, geometry: dict[str, Any]) -> None:
 
 
 def _flow_predictor(
-  section: Any, model: dict[str, Any], params: dict[str, Any], path: Path
+  section: Any, stored: dict[str, Any], params: dict[str, Any], path: Path
 ) -> tuple[Any, dict[str, Any]]:
-  """Psi-flow's module, and its parameters where it does not begin at random."""
+  """Psi-flow's module, and its parameters where it does not begin at random.
+
+  Args:
+    section: `flow_predictor`; of a Psi-flow that comes from a file it says how it runs.
+    stored, params: config and parameters of the frozen predictor's file.
+    path: that file.
+  """
   if section.kind == "file":
     found = weights.load_flow_predictor(path)
     if found is None:
       raise InputError(f"{path} holds no Psi-flow that flow_predictor.kind='file' could go on from")
-    return found[0], {joint.FLOW_PREDICTOR: found[1]}
-  module = models.build_flow_predictor(section, model)
+    theirs = {**stored["flow_predictor"], **{name: section[name] for name in _RUNNING}}
+    return models.build_flow_predictor(theirs), {joint.FLOW_PREDICTOR: found[1]}
+  module = models.build_flow_predictor(section, stored["model"])
   if section.kind != "moved":
     return module, {}
+  if not sections.predicts_colours(stored):
+    raise InputError(
+      "flow_predictor.kind 'moved' begins as a predictor of colours, and that of "
+      f"{path} predicts patches without their brightness and contrast (pretrain.target)"
+    )
   # Its own copies: these are trained, and a step gives up its parameters' memory.
   return module, {joint.FLOW_PREDICTOR: jax.tree.map(np.copy, params)}
 
@@ -182,7 +212,7 @@ def _own_mark(stored: dict[str, Any], path: Any) -> perturb.Mark:
     return learned_marks.build(stored, jax.tree.map(jnp.asarray, weights.load_perturber(path)))
   if "mark" in stored:
     return perturb.build(stored["mark"])
-  return perturb.Square(size=max(1, stored["model"]["patch"] // 2))
+  return perturb.default(stored["model"]["patch"])
 
 
 def _check(task: joint.Joint, freeze: str) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cwm_jax import geometry
-from cwm_jax.counterfactual import multimask
+from cwm_jax.counterfactual import flow, multimask
 from cwm_jax.types import FramePair
 
 _SIDE = 128  # pixels; pictures are enlarged by whole factors to about this
@@ -34,7 +34,7 @@ def strip(
   found = task.flow(params, frames, points, keys)
   predicted = task.predict_frame2(params, frames[:, 0], points, found.flow_xy)
   seen = task.as_seen(frames)
-  query = geometry.scale_points_xy(points[:, 0], task.image_hw, task.predictor_hw)
+  query = flow.place_points(points[:, 0], task.image_hw, task.predictor_hw, protocol=task.protocol)
   marked, heat = _respond(task, params, seen, query, keys)
   tiles = [
     pair.frames[:, 0],

@@ -108,7 +108,7 @@ class HeldOutReadout:
       return
     if self._answer is None:
       self._answer = jax.jit(self._destinations, out_shardings=whole(params))
-    mark = perturb.Square(size=max(1, self._model.patch // 2)) if mark is None else mark
+    mark = perturb.default(self._model.patch) if mark is None else mark
     mark = mark if isinstance(mark, Partial) else Partial(mark)
     for name, preset in self._presets.items():
       if name not in self._questions:

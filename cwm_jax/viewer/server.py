@@ -50,6 +50,8 @@ class Server(http.server.ThreadingHTTPServer):
   """
 
   daemon_threads = True
+  # A browser whose connection finds the queue full tries again only after a second, then three.
+  request_queue_size = 64
 
   def __init__(self, answers: Answers, port: int):
     super().__init__(("127.0.0.1", port), _Handler)

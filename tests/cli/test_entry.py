@@ -25,6 +25,9 @@ from cwm_jax.types import SaveError
     (["track", "a.mp4", "--masks", "many"], "'many' is not a whole number from 1 up"),
     (["track", "a.mp4", "--grid", "4", "--points", "p.csv"], "not allowed with"),
     (["flow", "a.png"], "required: B"),
+    # Nothing is marked and read out: what moves is a patch.
+    (["segments", "a.png", "--mark", "m.safetensors"], "unrecognized arguments: --mark"),
+    (["segments", "a.png", "--readout", "soft"], "unrecognized arguments: --readout"),
   ],
 )
 def test_a_wrong_command_line_ends_with_usage_and_exit_code_2(capsys, argv, told):
@@ -90,11 +93,16 @@ def test_ctrl_c_leaves_with_130_and_no_traceback(clip_path, weights_path, tmp_pa
 
 
 def test_the_commands_start_at_once_when_only_asked_for_help():
-  best = 99.0
-  for _ in range(3):
-    start = time.perf_counter()
-    subprocess.run(
-      [sys.executable, "-m", "cwm_jax.cli", "--help"], check=True, stdout=subprocess.DEVNULL
-    )
-    best = min(best, time.perf_counter() - start)
-  assert best < 0.5
+  def seconds(*arguments):
+    """The processor's, of three runs: the clock's depend on what else the machine does."""
+    spent = 0.0
+    for _ in range(3):
+      process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+      _, status, used = os.wait4(process.pid, 0)
+      process.returncode = os.waitstatus_to_exitcode(status)
+      assert process.returncode == 0
+      spent += used.ru_utime + used.ru_stime
+    return spent
+
+  # JAX alone would make it fifty times.
+  assert seconds("-m", "cwm_jax.cli", "--help") < 10 * seconds("-c", "pass")

@@ -73,9 +73,9 @@ def test_prepare_goes_on_with_the_shards_that_are_left(capsys, caplog, tmp_path,
   argv = ["prepare", folder, "--seconds", 0.4, "--fps", 10, "--workers", 0, "--out", out]
   argv += ["--set", "prepare.shard_videos=1"]
   work = out / "clips" / "1.0.0" / "unfinished"
-  _interrupted(argv, (work / "00002.json").exists)
+  _interrupted(argv, (work / "00000.json").exists)
   done = len(list(work.glob("0*.json")))
-  assert 3 <= done < 120
+  assert 1 <= done < 120
   caplog.set_level(logging.INFO, "cwm_jax.prepare")
   code, printed, err = command_line.run(capsys, *argv, "--json")
   assert code == 0, err

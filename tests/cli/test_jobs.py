@@ -9,6 +9,7 @@ import command_line
 import joint_job
 import numpy as np
 import pytest
+import tiny_job
 
 from cwm_jax import checkpoint, jobs, viz
 from cwm_jax import train as job
@@ -94,6 +95,26 @@ def test_train_takes_the_network_and_the_parameters_of_another_runs_folder(
   assert code == 2 and "is it a workdir?" in err and len(asked) == 1
 
 
+def test_a_joint_training_goes_on_from_one_of_its_kind_and_has_a_pretraining_s_folder_converted(
+  capsys, tmp_path, monkeypatch
+):
+  asked = []
+
+  def stopped(config, workdir):
+    asked.append(config.init_from)
+    raise InputError("far enough")
+
+  monkeypatch.setattr(job, "train", stopped)
+  other = tmp_path / "other"
+  other.mkdir()
+  argv = ["train", tmp_path / "run", "--config", "joint_tiny", "--from", other]
+  for task, told in {"pretrain": f"cwm-jax convert {other} FILE", "joint": "far enough"}.items():
+    (other / "config.json").write_text(json.dumps({"task": task}))
+    code, _, err = command_line.run(capsys, *argv)
+    assert code == 2 and told in err and err.count("\n") == 1
+  assert asked == [str(other)]
+
+
 def test_a_run_on_videos_is_lengthened_and_keeps_what_it_was_begun_with(
   capsys, tmp_path, monkeypatch, videos, weights_path
 ):
@@ -160,13 +181,23 @@ def test_a_joint_training_leaves_the_mark_it_learned_and_says_so(
   capsys, tmp_path, weights_path, monkeypatch
 ):
   # The config names no predictor; --from does.
-  monkeypatch.setattr(jobs, "load_config", lambda name: joint_job.get_config("", total="1 steps"))
+  changes = {"total": "2 steps", "log.peak_tflops": 1.0}
+  monkeypatch.setattr(jobs, "load_config", lambda name: joint_job.get_config("", **changes))
   argv = ["train", tmp_path / "run", "--config", "joint_tiny", "--from", weights_path, "--json"]
   code, out, err = command_line.run(capsys, *argv)
   assert code == 0, err
   made = tmp_path / "run" / "mark.safetensors"
   assert json.loads(out)["files"] == [str(made)]
   mark_files.load(made, model=command_line.MODEL)
+  # Its predictor is frozen, so three times its loss's FLOPs would be too many.
+  row = tiny_job.rows(tmp_path / "run")[-1]
+  assert "pairs_per_second" in row and "flops_utilisation" not in row
+  # It can be made again, also of a run of before a key.
+  stored = checkpoint.read_config(tmp_path / "run")
+  del stored["perturber"]["reach"]
+  (tmp_path / "run" / checkpoint.CONFIG).write_text(json.dumps(stored))
+  code, _, err = command_line.run(capsys, "convert", tmp_path / "run", tmp_path / "again")
+  assert (code, err) == (0, "") and (tmp_path / "again").read_bytes() == made.read_bytes()
   # And every command that reads motion takes it.
   frames = [tmp_path / f"{i}.png" for i in range(2)]
   for i, frame in enumerate(command_line.frames(count=2)):

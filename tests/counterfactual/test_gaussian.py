@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from cwm_jax.counterfactual import gaussian
+from cwm_jax.counterfactual import gaussian, perturb
 from cwm_jax.types import GaussianParams
 
 
@@ -116,19 +116,38 @@ def test_a_mark_that_is_not_bound_to_pixels_follows_its_query_inside_the_pixel()
     np.testing.assert_allclose(centre_xy(point_xy), [20.5, 12.5], atol=1e-4)
 
 
+def painted_xy(point_xy, **settings):
+  """(mark, centre of what it paints) of a mark without reach, in pixels."""
+  frame = jnp.zeros((40, 60, 3))
+  # As narrow as can be, so that the grid cuts nothing off; means at the ends of their range.
+  numbers = jnp.tile(jnp.array([1.0, -1.0, -1.0, -1.0, 0.0, 0.6]), 3)
+  mark = Partial(gaussian.GaussianMark(Stub(), reach=0.0, **settings), jnp.float32(1.0))
+  marked = np.asarray(mark(frame, jnp.array(point_xy), numbers))[..., 1]
+  y, x = (np.indices(marked.shape) * marked).sum((1, 2)) / marked.sum() + 0.5
+  return mark, (x, y)
+
+
 @pytest.mark.parametrize("size, scale", [(15, 1), (5, 2), (10, 1), (20, 1)])
 @pytest.mark.parametrize("point_xy", [(30.5, 20.5), (30.2, 20.9)])
 def test_a_mark_without_reach_lies_on_its_query_whether_its_side_is_odd_or_even(
   size, scale, point_xy
 ):
-  frame = jnp.zeros((40, 60, 3))
-  # As narrow as can be, so that the grid cuts nothing off; means at the ends of their range.
-  numbers = jnp.tile(jnp.array([1.0, -1.0, -1.0, -1.0, 0.0, 0.6]), 3)
-  settings = dict(size=size, scale=scale, on_pixel=False, reach=0.0)
-  mark = gaussian.GaussianMark(Stub(), **settings)
-  marked = np.asarray(mark(jnp.float32(1.0), frame, jnp.array(point_xy), numbers))[..., 1]
-  y, x = (np.indices(marked.shape) * marked).sum((1, 2)) / marked.sum() + 0.5
-  np.testing.assert_allclose((x, y), point_xy, atol=0.03)
+  _, xy = painted_xy(point_xy, size=size, scale=scale, on_pixel=False)
+  np.testing.assert_allclose(xy, point_xy, atol=0.03)
+
+
+@pytest.mark.parametrize("size, scale, middle", [(5, 1, 0.5), (5, 2, 0.0), (5, 3, 0.5)])
+def test_a_mark_of_an_odd_grid_tells_where_on_its_pixel_it_lies_however_it_is_enlarged(
+  size, scale, middle
+):
+  mark, xy = painted_xy((30.2, 20.9), size=size, scale=scale)
+  assert perturb.middle(mark) == middle
+  np.testing.assert_allclose(xy, (30 + middle, 20 + middle), atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_mark_of_an_even_grid_counts_from_its_pixel_s_centre_as_the_release_was_trained(scale):
+  assert perturb.middle(Partial(gaussian.GaussianMark(Stub(), size=20, scale=scale), None)) == 0.5
 
 
 def test_without_reach_the_means_are_the_grid_s_middle_whatever_the_numbers_say():

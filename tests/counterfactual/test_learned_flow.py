@@ -141,7 +141,7 @@ def test_gradients_go_through_the_marked_pass_alone(asked):
       partial(moved, predictor_params),
       Partial(bump, mark_params),
       frames,
-      all_hidden(3, 1),
+      all_hidden(3, 2),
       points,
       inverse_temperature=temperature,
     )
@@ -156,6 +156,29 @@ def test_gradients_go_through_the_marked_pass_alone(asked):
   through = float(jax.jit(jax.grad(total, argnums=1))(1.0, 1.0))
   both = float(total(1.0, 1.0 + step) - total(1.0, 1.0 - step)) / (2 * step)
   assert abs(through - both) > 1e-2
+
+
+def test_gradients_are_the_same_however_the_passes_are_laid_out(asked):
+  frames, points = asked
+  shared = masks.sample_masks(jax.random.key(4), (6, 6), 9, (2, 1, 3))
+
+  def gradient(drawn, at_once):
+    def total(mark_params):
+      found = learned_flow.learned_flow(
+        partial(moved, 1.0),
+        Partial(bump, mark_params),
+        frames,
+        drawn,
+        points,
+        inverse_temperature=0.5,
+        points_at_once=at_once,
+      )
+      return jnp.sum(found.flow_xy * jnp.arange(1.0, 4.0)[:, None])
+
+    return float(jax.jit(jax.grad(total))(1.0))
+
+  apart, together = gradient(shared.repeat(3, axis=1), 1), gradient(shared, 2)
+  assert together == pytest.approx(apart, rel=1e-3) and abs(apart) > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,11 @@ def test_an_even_square_reaches_one_pixel_further_up_and_left():
   assert _changed(marked) == ([2, 3, 4, 5], [4, 5, 6, 7])
 
 
+@pytest.mark.parametrize("patch, size", [(8, 4), (4, 2), (1, 1)])
+def test_where_nothing_is_said_the_mark_is_a_red_square_of_half_a_patch(patch, size):
+  assert perturb.default(patch) == perturb.Square(colour=(255, 0, 0), size=size)
+
+
 def test_a_square_is_cut_at_the_border():
   assert _changed(perturb.Square(size=5)(FRAME, jnp.array([0.1, 9.9]))) == ([7, 8, 9], [0, 1, 2])
 

@@ -68,8 +68,7 @@ def assert_same(batches, others):
 
 
 def test_workers_change_nothing_and_a_restored_loader_goes_on_exactly(mixed, tmp_path):
-  plain = make(mixed)
-  expected = take(plain, 16)
+  expected = take(plain := make(mixed), 16)
   # Saved after 5 batches by a loader without workers; read on by one with two, and the reverse.
   saved = {}
   for workers in (0, 2):
@@ -205,7 +204,8 @@ def test_a_source_without_one_usable_file_ends_with_a_sentence(tmp_path, workers
   data = config(video=1)
   data.sources.video.paths, data.num_workers = str(tmp_path), workers
   with pytest.raises(InputError, match=r"none of the 5 items tried can be used; .*\.mp4"):
-    next(make(data))
+    next(loader := make(data))
+  loader.close()
 
 
 def test_negative_seeds_are_refused_when_the_loader_is_made():

@@ -42,6 +42,36 @@ def test_a_tracker_that_looks_is_right_and_falls_to_chance_when_frame_2_is_excha
   assert got["num_points"] == 12
 
 
+def test_an_evaluation_that_was_killed_goes_on_group_by_group(tmp_path):
+  groups = [_questions([(3, 0), (-3, 0)], seed=seed) for seed in range(3)]
+
+  class Killed(trackers.ZeroMotion):
+    left = 2
+
+    def pairs(self, *asked):
+      self.left -= 1
+      if self.left < 0:
+        raise KeyboardInterrupt
+      return super().pairs(*asked)
+
+  def run(tracker, origin="a"):
+    how = dict(honesty=False, kept=tmp_path / "kept", origin=origin)
+    return dict(flow.FlowEvaluator(tracker, groups, **how).run())
+
+  with pytest.raises(KeyboardInterrupt):
+    run(Killed())
+  rest = Killed()
+  rest.left = 1
+  assert run(rest) == dict(flow.FlowEvaluator(trackers.ZeroMotion(), groups, honesty=False).run())
+  # What is damaged or of another origin is asked for again.
+  (tmp_path / "kept" / "001.npz").write_bytes(b"PK")
+  rest.left = 1
+  run(rest)
+  assert rest.left == 0
+  with pytest.raises(KeyboardInterrupt):
+    run(rest, origin="b")
+
+
 def test_a_tracker_that_does_not_look_is_found_out():
   prior = Tracker(
     toys.shifted_by(0, 3),
@@ -75,10 +105,11 @@ def test_how_long_the_rest_will_take_is_logged_now_and_then(caplog, monkeypatch)
   caplog.set_level(logging.INFO, "cwm_jax")
   evaluator = flow.FlowEvaluator(trackers.ZeroMotion(), [_questions([(3, 0)])] * 3)
   dict(evaluator.run())
-  assert not caplog.messages  # it was over at once
+  assert "groups of pairs" not in caplog.text  # it was over at once
   monkeypatch.setattr(spread, "_EVERY_S", -1.0)
   dict(evaluator.run())
-  told = [re.sub(r"\d+:\d\d$", "TIME", line) for line in caplog.messages]
+  ours = [record.message for record in caplog.records if record.name.startswith("cwm_jax")]
+  told = [re.sub(r"\d+:\d\d$", "TIME", line) for line in ours]
   assert told == [f"  {i}/3 groups of pairs  eta TIME" for i in (1, 2)]
 
 

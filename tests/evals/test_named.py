@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 
 import command_line
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
@@ -14,7 +17,8 @@ from cwm_jax import evaluate, whole_files
 from cwm_jax.configs import base, eval_tapvid
 from cwm_jax.data.tapvid import ClipFolders
 from cwm_jax.evals import named, trackers
-from cwm_jax.pretrained import weights
+from cwm_jax.models.perturber import Perturber
+from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.tracker import Tracker
 from cwm_jax.types import PointFlow, Tracks
 
@@ -138,3 +142,27 @@ def test_answers_counted_from_an_even_square_s_middle_have_another_origin_than_o
   # Whole pixels were and are told as they are.
   settings.readout = "argmax"
   assert named.origin("mm1", settings) == file
+
+
+@pytest.mark.parametrize(
+  "scale, on_pixel, same", [(1, True, True), (2, True, False), (2, False, True)]
+)
+def test_so_have_those_counted_from_the_middle_of_a_learned_mark_that_is_enlarged_evenly(
+  predictor, tmp_path, scale, on_pixel, same
+):
+  model = tiny_model.config()
+  params = Perturber(hidden_width=6).init(jax.random.key(0), jnp.zeros(16))["params"]
+  mark = mark_files.save(
+    tmp_path / "mark.safetensors", params, model=model, size=5, scale=scale, on_pixel=on_pixel
+  )
+  settings = base.get_config().evaluate
+  settings.weights = predictor
+  settings.mark.update(kind="learned", file=str(mark))
+  files = f"{whole_files.sha256(predictor)} {whole_files.sha256(mark)}"
+  assert (named.origin("mm1", settings) == hashlib.sha256(files.encode()).hexdigest()) is same
+  # The same where the mark lies beside the predictor.
+  told = dict(kind="learned", hidden_width=6, size=5, scale=scale, on_pixel=on_pixel)
+  both = {"model": model, "mark": told}
+  settings.weights = _saved(tmp_path / "both.safetensors", both)
+  settings.mark.kind = ""
+  assert (named.origin("mm1", settings) == whole_files.sha256(settings.weights)) is same

@@ -109,7 +109,7 @@ def test_progress_is_told_clip_by_clip_with_the_time_left(tmp_path, caplog):
     write_clip(tmp_path / name)
   with caplog.at_level("INFO", logger="cwm_jax.evals.tapvid"):
     dict(tapvid.TapVidEvaluator(_Oracle(error=0.75), ClipFolders(tmp_path)).run())
-  first, last = (record.message for record in caplog.records)
+  first, last = (r.message for r in caplog.records if r.name.startswith("cwm_jax"))
   assert (
     first.startswith("  1/2 a: AD 3.00 px  eta 0:0") and last == "  2/2 b: AD 3.00 px  eta 0:00"
   )

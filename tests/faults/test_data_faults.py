@@ -22,8 +22,10 @@ def make(workers):
   return loader_lib.make_loader(data, image_hw=(16, 16), seed=3)
 
 
-def kill_a_worker():
-  workers = [p for p in multiprocessing.active_children() if "spawn" in type(p).__name__.lower()]
+def kill_a_worker(*, before):
+  """Kills one of the workers that were not there `before`: another test may have left some."""
+  children = set(multiprocessing.active_children()) - before
+  workers = [p for p in children if "spawn" in type(p).__name__.lower()]
   assert workers
   os.kill(workers[0].pid, signal.SIGKILL)
   workers[0].join()
@@ -33,9 +35,10 @@ def test_a_worker_that_is_killed_is_replaced_and_the_stream_stays_the_same(monke
   warnings = []
   monkeypatch.setattr(logging, "warning", lambda text, *values: warnings.append(text % values))
   undisturbed = list(itertools.islice(make(0), 8))
+  before = set(multiprocessing.active_children())
   loader = make(1)
   found = list(itertools.islice(loader, 3))
-  kill_a_worker()
+  kill_a_worker(before=before)
   found += itertools.islice(loader, 5)
   loader.close()
   for one, other in zip(found, undisturbed, strict=True):

@@ -170,7 +170,7 @@ def test_weight_decay_falls_on_what_the_release_lets_decay(cwm_goldens, case):
 
 
 def test_three_updates_lead_where_the_releases_lead(cwm_goldens, case, loss_and_gradient):
-  _, _, params, _, rules = case
+  first, _, params, _, rules = case
   stored = golden_files.arrays(cwm_goldens, "c5_optim")
   peak, warmup, total = schedule(stored)
   named = {
@@ -191,12 +191,17 @@ def test_three_updates_lead_where_the_releases_lead(cwm_goldens, case, loss_and_
     losses.append(float(loss))
   close(losses, stored["losses"], atol=1e-4 * stored["losses"].max())
   got = keymaps.to_state(params, rules)
-  rate = RATE_TIMES * stored["lr_schedule"][stored["steps"]].max()
-  want = [name for name in stored if name.startswith("after3:")]
+  rates = RATE_TIMES * stored["lr_schedule"][stored["steps"]]
+  want = [name.removeprefix("after3:") for name in stored if name.startswith("after3:")]
   assert want
   for name in want:
-    # Where a gradient is near 0, Adam's first steps go by its sign: noise shows there.
-    close(got[name.removeprefix("after3:")], stored[name], atol=0.05 * rate)
+    # Adam's first steps go by a gradient's sign, which is anybody's guess within the noise.
+    gradient = np.abs(first[f"grad:{name}"])
+    sure = gradient > 1e-3 * gradient.max()
+    assert sure.mean() > 0.9
+    away = np.abs(got[name] - stored[f"after3:{name}"])
+    assert away[sure].max() < 0.05 * rates.max(), name
+    assert away.max() < 2 * rates.sum(), name
 
 
 def at_step(state, step):

@@ -86,9 +86,14 @@ def test_a_joint_training_goes_on_from_the_psi_flow_that_a_release_brings(tmp_pa
   made = convert.from_state(tiny_release.joint(), heads=HEADS, where="state")
   path = weights.save(tmp_path / "ours.safetensors", made.params, made.config, extra=made.extra)
   changes = dict(flow_predictor__kind="file", perturber__init="file", perturber__file=str(path))
+  running = dict(remat="full", attention_impl="xla")
+  changes |= {f"flow_predictor__{name}": value for name, value in running.items()}
   task = joint_building.build(joint_job.get_config(path, joint__num_points=1, **changes))
   for name in ("flow_predictor", "perturber"):
     jax.tree.map(np.testing.assert_array_equal, task.given[name], made.params[name])
+  # Its sizes are the file's; how it runs is the config's.
+  alone, _ = weights.load_flow_predictor(path)
+  assert task.flow_predictor == alone.clone(**running)
   config = joint_job.get_config(joint_job.weights_file(tmp_path), flow_predictor__kind="file")
   with pytest.raises(InputError, match="holds no Psi-flow"):
     joint_building.build(config)

@@ -59,7 +59,7 @@ def server():
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as made:
     made.content, made.tag, made.ranges, made.cut, made.asked = CONTENT, '"one"', True, 0, []
     made.address = f"http://127.0.0.1:{made.server_port}/file.pt"
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield made
     made.shutdown()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import struct
 
 import ml_dtypes
@@ -107,6 +109,21 @@ def test_what_cannot_be_saved_is_said_in_a_sentence(tmp_path, kwargs, sentence):
   named["path"] = tmp_path / named["path"]
   with pytest.raises(InputError, match=sentence):
     weights.save(**named)
+
+
+def test_a_disk_without_room_is_the_cause_of_what_cannot_be_saved(tmp_path):
+  path = weights.save(tmp_path / "w.safetensors", {"a": np.ones(3)}, CONFIG)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+  try:
+    with pytest.raises(InputError, match="cannot write weights .*: File too large") as told:
+      weights.save(path, {"a": np.zeros(1000)}, CONFIG)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  cause = told.value.__cause__
+  assert (cause.errno, cause.filename) == (errno.EFBIG, str(path))
+  assert list(tmp_path.iterdir()) == [path]
+  np.testing.assert_array_equal(weights.load(path)[0]["a"], np.ones(3, np.float32))
 
 
 BROKEN = {

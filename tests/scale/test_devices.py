@@ -48,20 +48,31 @@ print("ROWS" + json.dumps(rows))
 """
 
 
-def test_eight_devices_give_one_device_s_losses_and_take_its_checkpoint(tmp_path):
-  one, eight, moved = tmp_path / "one", tmp_path / "eight", tmp_path / "moved"
-  train.train(tiny_job.get_config(), one)
+@pytest.fixture(scope="module")
+def one_device_s_losses(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one")
+  train.train(tiny_job.get_config(), workdir)
+  return losses(workdir)
+
+
+def losses(workdir):
+  return [row["loss"] for row in tiny_job.rows(workdir)]
+
+
+def test_eight_devices_give_one_device_s_losses_and_take_its_checkpoint(
+  tmp_path, one_device_s_losses
+):
+  eight, moved = tmp_path / "eight", tmp_path / "moved"
   config = tiny_job.get_config()
   config.stop_after = "4 steps"
   train.train(config, moved)
   devices = f"--xla_force_host_platform_device_count=8 {tiny_job.QUICK}"
   done = tiny_job.run_script(EIGHT, str(eight), str(moved), XLA_FLAGS=devices)
   assert done.returncode == 0, done.stderr[-2000:]
-  expected = [row["loss"] for row in tiny_job.rows(one)]
-  found = [row["loss"] for row in tiny_job.rows(eight)]
+  found = losses(eight)
   assert len(found) == 5
-  np.testing.assert_allclose(found, expected[:5], rtol=1e-5)
-  np.testing.assert_allclose([r["loss"] for r in tiny_job.rows(moved)], expected, rtol=1e-5)
+  np.testing.assert_allclose(found, one_device_s_losses[:5], rtol=1e-4)
+  np.testing.assert_allclose(losses(moved), one_device_s_losses, rtol=1e-4)
   # And back: weights saved by eight devices are read on one.
   params, _ = checkpoint.load_params(eight)
   assert np.isfinite(params["head"]["kernel"]).all()
@@ -137,7 +148,7 @@ def test_the_tracker_answers_alike_on_each_of_two_devices_and_on_one(tmp_path):
   np.save(tmp_path / "video.npy", video)
   np.save(tmp_path / "queries.npy", queries)
   where = (str(path), str(tmp_path / "video.npy"), str(tmp_path / "queries.npy"))
-  devices = "--xla_force_host_platform_device_count=2"
+  devices = f"--xla_force_host_platform_device_count=2 {tiny_job.QUICK}"
   done = tiny_job.run_script(TRACKERS, *where, XLA_FLAGS=devices)
   assert done.returncode == 0, done.stderr[-2000:]
   one = Tracker.load(path, num_masks=2).track(video, queries)
@@ -149,12 +160,10 @@ def test_the_tracker_answers_alike_on_each_of_two_devices_and_on_one(tmp_path):
       np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
-def test_a_job_s_cpu_plays_as_many_devices_as_the_config_says(tmp_path):
-  one, two = tmp_path / "one", tmp_path / "two"
-  for workdir, count in ((one, 1), (two, 2)):
-    done = tiny_job.run_main(f"--workdir={workdir}", f"--config.cpu_devices={count}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{count} devices" in done.stderr + done.stdout
-  expected, found = ([row["loss"] for row in tiny_job.rows(run)] for run in (one, two))
+def test_a_job_s_cpu_plays_as_many_devices_as_the_config_says(tmp_path, one_device_s_losses):
+  done = tiny_job.run_main(f"--workdir={tmp_path}", "--config.cpu_devices=2")
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert "2 devices" in done.stderr + done.stdout
+  found = losses(tmp_path)
   assert len(found) == 6
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  np.testing.assert_allclose(found, one_device_s_losses, rtol=1e-4)

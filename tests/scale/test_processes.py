@@ -74,7 +74,7 @@ def test_four_processes_and_then_two_give_one_process_s_losses_and_its_checkpoin
   run(several, 2)
   losses = [[row["loss"] for row in tiny_job.rows(workdir)] for workdir in (one, several)]
   assert len(losses[1]) == 6
-  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
   skipped = [row["skipped_items"] for row in tiny_job.rows(several)]
   assert skipped == [1111] * 3 + [11] * 3  # what each of them passed over, together
   # No example is read twice or left out where four processes end and two go on.

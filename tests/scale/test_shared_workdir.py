@@ -87,7 +87,7 @@ def said(tmp_path_factory):
     for process in (0, 1)
   ]
   try:
-    out = [part.communicate(timeout=90) for part in parts]
+    out = [part.communicate(timeout=240) for part in parts]
   finally:
     for part in parts:
       part.kill()

@@ -34,7 +34,8 @@ one, one_grads = jax.jit(gradient)(q, k, v, weight)
 apart = [jax.device_put(x, place) for x in (q, k, v, weight)]
 compiled = jax.jit(placed).lower(*apart).compile()
 many, many_grads = compiled(*apart)
-np.testing.assert_allclose(many, one, rtol=1e-5)
+# A sum of 8,192 products of either sign: its error does not shrink with it.
+np.testing.assert_allclose(many, one, rtol=0, atol=1e-3)
 for mine, theirs in zip(many_grads, one_grads):
   np.testing.assert_allclose(mine, theirs, atol=1e-5)
   assert mine.sharding.is_equivalent_to(place, 4)
@@ -44,7 +45,8 @@ assert set(sent) == {"all-reduce"}, sent  # the loss alone
 # Heads or pairs that do not divide are everybody's.
 odd = [x[:3, :, :3] for x in (q, k, v, weight)]
 everywhere = jax.device_put(odd, sharding.replicated(mesh))
-np.testing.assert_allclose(jax.jit(placed)(*everywhere)[0], jax.jit(gradient)(*odd)[0], rtol=1e-5)
+many, one = jax.jit(placed)(*everywhere)[0], jax.jit(gradient)(*odd)[0]
+np.testing.assert_allclose(many, one, rtol=0, atol=1e-3)
 print("ALIKE")
 """
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny_job
 
-from cwm_jax import cli, tasks, train
+from cwm_jax import cli, programs, sharding, study_marks, tasks, train
+from cwm_jax.configs import study_interventions
 from cwm_jax.models.perturber import Perturber
 from cwm_jax.pretrained import mark_files, weights
 from cwm_jax.tasks import joint_building
@@ -38,11 +39,17 @@ def random_pair(batch=2, side=16):
   return FramePair(jnp.asarray(frames))
 
 
+def furthest(found, other):
+  """Between two trees of arrays, the largest difference."""
+  differ = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), dict(found), dict(other))
+  return max(jax.tree.leaves(differ))
+
+
 def test_the_loss_falls_and_the_predictor_stays_what_it_was(predictor, trained):
   _, rows, state = trained
   ratio = [row["loss"] / row["copy_loss"] for row in rows]
   # Psi-flow begins as a copy of frame 1.
-  assert ratio[0] == pytest.approx(1.0) and ratio[-1] < 0.99
+  assert ratio[0] == pytest.approx(1.0, rel=1e-5) and ratio[-1] < 0.99
   before, _ = weights.load(predictor)
   jax.tree.map(np.testing.assert_array_equal, state.params["predictor"], before)
   # An optimizer keeps no statistics of what is frozen.
@@ -111,6 +118,9 @@ def test_masks_are_a_point_s_own_or_shared(predictor):
     ("perturber__init", "grey", "perturber.init is 'grey'; choose one of white, plain, file"),
     ("perturber__init", "file", "name it by perturber.file"),
     ("perturber__scale", 0, "perturber.scale is 0"),
+    ("perturber__reach", 1.5, "perturber.reach is 1.5; give a share from 0 to 1"),
+    ("perturber__reach", -0.5, "perturber.reach is -0.5"),
+    ("joint__weights", "student-tiny", "holds a flow network; name by joint.weights a predictor"),
     ("perturber__size", 3, "a mark of size 3 .* scale of 1\\) is too small .*: 4 is the least"),
     ("flow_predictor__kind", "three_stream", "three_stream"),
   ],
@@ -118,6 +128,43 @@ def test_masks_are_a_point_s_own_or_shared(predictor):
 def test_settings_that_cannot_be_are_told_in_a_sentence(predictor, key, value, told):
   with pytest.raises(InputError, match=told):
     tasks.build(joint_job.get_config(predictor, **{key: value}))
+
+
+def test_psi_flow_begins_as_no_predictor_of_normalised_patches(predictor, tmp_path):
+  params, stored = weights.load(predictor)
+  stored["pretrain"] = {"target": "normalised"}
+  path = weights.save(tmp_path / "normalised.safetensors", params, stored)
+  tasks.build(joint_job.get_config(path))
+  with pytest.raises(InputError, match="normalised.safetensors predicts patches without"):
+    tasks.build(joint_job.get_config(path, flow_predictor__kind="moved"))
+
+
+def test_the_study_s_settings_train_and_the_mark_is_the_average_of_what_was_learned(
+  predictor, tmp_path, monkeypatch
+):
+  config = study_interventions.get_config()
+  task = tasks.build(config)
+  assert task.image_hw == (64, 64) and task.mark_size == 5
+  # The same on a predictor that compiles in a moment.
+  config.joint.update(weights=str(predictor), num_points=2)
+  config.perturber.update(hidden_width=8, size=5)
+  config.optim.warmup = "1 steps"
+  task, mesh = tasks.build(config), sharding.make_mesh(**config.mesh)
+  # A step gives up the memory of what it trains.
+  begun, frozen = (jax.tree.leaves(task.given[name]) for name in ("flow_predictor", "predictor"))
+  assert not any(np.shares_memory(a, b) for a, b in zip(begun, frozen, strict=True))
+  made = programs.build(config, task, mesh, steps=lambda value, _: int(value.split()[0]))
+  state = train.with_params(made.create(jax.random.key(0)), task.given, made.places)
+  for _ in range(3):
+    state, metrics = made.update(state, random_pair())
+    assert metrics["perturber_grad_norm"] > 0  # from the first step on
+  before, _ = weights.load(predictor)
+  jax.tree.map(np.testing.assert_array_equal, state.params["predictor"], before)
+  assert 0 < furthest(state.params["flow_predictor"], before) < 1e-2
+  monkeypatch.setattr(train, "run", lambda *_: train.Outcome(state, 3, False))
+  mark = study_marks.learned(config, tmp_path, "learned", 0, weights_sha256="")
+  assert furthest(weights.load_perturber(mark), state.ema["perturber"]) == 0
+  assert furthest(weights.load_perturber(mark), state.params["perturber"]) > 1e-5
 
 
 def test_a_perturber_begins_white_plain_or_as_a_file_says(predictor, tmp_path):
@@ -201,6 +248,5 @@ def test_training_goes_on_at_twice_the_size_from_the_smaller_one_s_weights(posit
   config.optim.warmup = "0 steps"
   state = train.train(config, tmp_path / "double")
   before, _ = weights.load(small)
-  moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, dict(state.params))
   # One AdamW step from the smaller size's weights, and not from scratch.
-  assert 0 < max(jax.tree.leaves(moved)) < 3e-3
+  assert 0 < furthest(state.params, before) < 3e-3

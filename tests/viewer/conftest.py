@@ -52,7 +52,7 @@ def answers(toy_tracker):
 @pytest.fixture
 def server(answers):
   made = command.make_server(answers, None)
-  thread = threading.Thread(target=made.serve_forever, daemon=True)
+  thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
   thread.start()
   yield made
   made.shutdown()
