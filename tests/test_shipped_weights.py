@@ -63,7 +63,7 @@ def test_with_frame_2_of_another_pair_nothing_is_found(some_scenes, still_px):
   assert np.median(errors_px(tracker, some_scenes, exchanged(some_scenes))) > np.median(still_px)
 
 
-def test_the_student_is_smaller_than_three_megabytes_and_no_worse_than_its_teacher(
+def test_the_student_is_smaller_than_three_megabytes_and_about_as_good_as_its_teacher(
   some_scenes, still_px, ten_masks_px
 ):
   path = weights.shipped("student-tiny")

@@ -12,11 +12,8 @@ from pathlib import Path
 from cwm_jax.configs import base
 
 ROOT = Path(__file__).parent.parent
-# XLA_FLAGS for processes that compile more than they compute: half the time, the same numbers.
-QUICK = (
-  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-  " --xla_cpu_use_fusion_emitters=false"
-)
+# XLA_FLAGS as conftest sets them; a process with the same ones reads the programs that others kept.
+QUICK = "--xla_cpu_use_fusion_emitters=false"
 
 
 def get_config(arg: str = ""):

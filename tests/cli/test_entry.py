@@ -104,5 +104,5 @@ def test_the_commands_start_at_once_when_only_asked_for_help():
       spent += used.ru_utime + used.ru_stime
     return spent
 
-  # JAX alone would make it fifty times.
+  # JAX alone would make it nearly thirty times.
   assert seconds("-m", "cwm_jax.cli", "--help") < 10 * seconds("-c", "pass")
